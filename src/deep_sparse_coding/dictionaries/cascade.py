@@ -1,0 +1,151 @@
+"""A cascade of dictionaries: the code of one layer is the signal of the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DictionaryError
+from .base import Dictionary
+from .convolutional import ConvDictionary
+from .dense import DenseDictionary
+
+
+class Cascade(nn.Module):
+    """Dictionaries ``D_1, ..., D_J`` with ``y = D_1 x_1, x_1 = D_2 x_2, ...``.
+
+    Args:
+        layers: The dictionaries, the one next to the signal first. All dense or all convolutional; the signal of layer
+            j + 1 is the code of layer j, so its channels are layer j's atoms.
+
+    Raises:
+        DictionaryError: No layer, layers of different kinds, dtypes or devices, or channels that do not fit.
+
+    Source: Li, Feng & Zhou 2024, Definition 1; Papyan, Romano & Elad 2017.
+    """
+
+    def __init__(self, layers: Sequence[Dictionary]) -> None:
+        super().__init__()
+        layers = list(layers)
+        if not layers:
+            raise DictionaryError("layers is empty; expected at least one dictionary")
+        for j, layer in enumerate(layers, start=1):
+            if not isinstance(layer, Dictionary):
+                raise DictionaryError(f"layer {j} is a {type(layer).__name__}; expected a dictionary")
+        for j, (lower, upper) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+            _require_fit(j, lower, upper)
+        self._layers = nn.ModuleList(layers)
+
+    @property
+    def layers(self) -> tuple[Dictionary, ...]:
+        """The dictionaries, the one next to the signal first."""
+        return tuple(cast(Dictionary, layer) for layer in self._layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of all layers."""
+        return self.layers[0].dtype
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def synthesize(self, deepest: Tensor, to: int = 0) -> Tensor:
+        """Return ``D_{to+1} ··· D_J x``: the signal (``to=0``), or the code of layer `to`, that deepest codes make."""
+        for layer in reversed(self.layers[to:]):
+            deepest = layer.synthesize(deepest)
+        return deepest
+
+    def forward(self, deepest: Tensor) -> Tensor:
+        """Return the signal ``D_1 ··· D_J x`` of deepest codes."""
+        return self.synthesize(deepest)
+
+    def effective(self, layer: int | None = None) -> Tensor:
+        """Return the atoms of ``D_1 ··· D_j`` as signals: what one non-zero of layer j looks like.
+
+        Args:
+            layer: j, counted from 1; the deepest if None.
+
+        Returns:
+            ``(atoms, d)`` for dense layers, ``(atoms, channels, K, ...)`` for convolutional ones, where K grows from
+            layer to layer, ``K_j = (k_j - 1)·stride + K_{j-1}`` in the signal's entries. Norms are as they come.
+        """
+        depth = len(self) if layer is None else layer
+        if not 1 <= depth <= len(self):
+            raise DictionaryError(f"layer is {layer}; expected 1 to {len(self)}")
+        with torch.no_grad():
+            top = self.layers[depth - 1]
+            if isinstance(top, DenseDictionary):
+                atoms = top.matrix.T
+            else:
+                atoms = top.weight
+            for below in reversed(self.layers[: depth - 1]):
+                # One atom alone never wraps, whatever the boundary of the grid that it will stand on.
+                valid = ConvDictionary.synthesize
+                atoms = (
+                    below.synthesize(atoms) if isinstance(below, DenseDictionary) else valid(_unwrapped(below), atoms)
+                )
+        return atoms.clone()
+
+    def cast(self, dtype: torch.dtype) -> Cascade:
+        """Return this cascade with atoms of another number type, without gradients."""
+        return Cascade([layer.cast(dtype) for layer in self.layers])
+
+    def __str__(self) -> str:
+        header = ("layer", "atoms", "kernel", "stride", "boundary", "coherence", "norm")
+        rows = [header]
+        for j, layer in enumerate(self.layers, start=1):
+            conv = isinstance(layer, ConvDictionary)
+            size = "×".join(str(k) for k in (layer.channels, *(layer.kernel_size if conv else ())))
+            stride = "×".join(str(q) for q in layer.stride) if conv else "–"
+            norm = layer.operator_norm()
+            rows.append(
+                (
+                    str(j),
+                    str(layer.atoms),
+                    size,
+                    stride,
+                    layer.boundary if conv else "–",
+                    f"{layer.mutual_coherence():.3f}",
+                    f"{'=' if norm.exact else '≤'} {norm:.3f}",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([f"Cascade of {len(self)} layer(s), {str(self.dtype).removeprefix('torch.')}", *lines])
+
+
+def as_cascade(model: Dictionary | Cascade) -> Cascade:
+    """Return `model` itself if it is a cascade, else the cascade with the one layer `model`."""
+    if isinstance(model, Cascade):
+        return model
+    if isinstance(model, Dictionary):
+        return Cascade([model])
+    raise DictionaryError(f"model is a {type(model).__name__}; expected a dictionary or a Cascade")
+
+
+def _unwrapped(layer: Dictionary) -> ConvDictionary:
+    conv = cast(ConvDictionary, layer)
+    if conv.boundary == "valid":
+        return conv
+    return ConvDictionary(conv.kernels, stride=conv.stride)
+
+
+def _require_fit(j: int, lower: Dictionary, upper: Dictionary) -> None:
+    if type(lower) is not type(upper) or lower.event_axes != upper.event_axes:
+        raise DictionaryError(
+            f"layer {j} is {lower!r} and layer {j + 1} is {upper!r}; expected all dense, or all convolutional over the "
+            "same number of axes"
+        )
+    if upper.channels != lower.atoms:
+        raise DictionaryError(
+            f"layer {j + 1} takes codes of {upper.channels} channels and layer {j} has {lower.atoms} atoms; expected "
+            f"the same: build layer {j + 1} with channels={lower.atoms} (dense: {lower.atoms} rows)"
+        )
+    if upper.dtype != lower.dtype or upper.device != lower.device:
+        raise DictionaryError(
+            f"layer {j} is {lower.dtype} on {lower.device} and layer {j + 1} {upper.dtype} on {upper.device}; "
+            "expected the same: use .to(...) on one of them"
+        )

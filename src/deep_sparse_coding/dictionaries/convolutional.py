@@ -1,0 +1,323 @@
+"""Convolutional dictionaries: every atom is a kernel that may stand at every position of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..checks import per_axis, require_float_tensor, require_same_kind, require_trailing
+from ..errors import ParameterError, ShapeError, UnsupportedError
+from . import random as families
+from .base import Dictionary
+from .dense import prepare_atoms, require_finite_atoms
+from .norms import OperatorNorm, convolution_norm
+
+_CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_AXIS_NAMES = {1: ("L",), 2: ("H", "W"), 3: ("T", "H", "W")}
+
+
+class ConvDictionary(Dictionary):
+    """Kernels ``(atoms, channels, k, ...)`` on every position of a code grid, ``stride`` apart in the signal.
+
+    ``synthesize`` is a transposed convolution, ``analyze`` an ordinary one; no matrix is ever built. With
+    ``boundary="valid"`` a code grid of h positions makes a signal of ``(h - 1)·stride + k`` entries per axis, so that
+    every atom lies wholly inside; with ``"circular"`` the signal has ``h·stride`` entries and atoms wrap around.
+
+    Args:
+        kernels: ``(atoms, channels, k)``, ``(atoms, channels, k, k)`` or with three spatial axes.
+        stride: One number, or one per axis.
+        boundary: "valid" or "circular".
+        normalize: Scale the kernels to unit norm.
+
+    Raises:
+        DictionaryError: A kernel is zero or an entry is not finite.
+        DtypeError: Not float32 or float64.
+        ParameterError: A stride or a boundary that does not exist.
+        ShapeError: Not three to five axes.
+
+    Source: section 0 of docs/theory.md; Papyan, Romano & Elad 2017.
+    """
+
+    def __init__(
+        self,
+        kernels: Tensor,
+        *,
+        stride: int | Sequence[int] = 1,
+        boundary: str = "valid",
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        kernels = require_float_tensor("kernels", kernels)
+        if kernels.ndim not in (3, 4, 5) or 0 in kernels.shape:
+            raise ShapeError(
+                f"kernels have shape {tuple(kernels.shape)}; expected (atoms, channels, k), (atoms, channels, k, k) or "
+                "(atoms, channels, k, k, k), none of them 0"
+            )
+        require_finite_atoms("kernels", kernels)
+        self.stride = per_axis("stride", stride, kernels.ndim - 2)
+        self.boundary = _known_boundary(boundary)
+        with torch.no_grad():
+            exact = kernels.detach().double()
+            norms = torch.linalg.vector_norm(exact.flatten(1), dim=1)
+            scaled = exact.flatten(1) / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+            shaped = norms.to(kernels.dtype).reshape(-1, *(1,) * (kernels.ndim - 1))
+            kernels = prepare_atoms(kernels, shaped, scaled @ scaled.T, normalize)
+        self.kernels = nn.Parameter(kernels.detach().contiguous().clone(), requires_grad=False)
+
+    @classmethod
+    def random(
+        cls,
+        *,
+        atoms: int,
+        channels: int,
+        size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        boundary: str = "valid",
+        nonzeros: int | None = None,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """Return random kernels of unit norm: Gaussian, or with `nonzeros` entries at random places.
+
+        Args:
+            atoms: Number of kernels.
+            channels: Channels of the signal.
+            size: Kernel size: one number for square kernels on images, or a tuple with one number per axis.
+            stride: One number, or one per axis.
+            boundary: "valid" or "circular".
+            nonzeros: Non-zero entries of each kernel; None for dense ones.
+            seed: Seed of the generator.
+            dtype: float32 (default) or float64.
+            device: Where the kernels live.
+        """
+        shape = (atoms, channels, *_kernel_size(size))
+        if nonzeros is None:
+            kernels = families.gaussian_atoms(shape, tuple(range(1, len(shape))), seed)
+        else:
+            kernels = families.sparse_atoms(shape, nonzeros, seed)
+        return cls(families.to_kind(kernels, dtype, device), stride=stride, boundary=boundary, normalize=True)
+
+    @classmethod
+    def low_coherence(
+        cls,
+        *,
+        atoms: int,
+        channels: int,
+        size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        boundary: str = "valid",
+        nonzeros: int | None = None,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """Return kernels whose correlations at all lags are small: the kind that guarantees speak of.
+
+        Dense kernels by gradient descent on a smooth maximum of the correlations at all lags; sparse ones (`nonzeros`)
+        by choosing among random candidates the one least like the kernels before it. Arguments as in `random`.
+        """
+        strides = per_axis("stride", stride, len(_kernel_size(size)))
+        shape = (atoms, channels, *_kernel_size(size))
+        if nonzeros is None:
+            kernels = families.low_coherence_kernels(shape, strides, seed)
+        else:
+            kernels = families.spread_sparse_kernels(shape, strides, nonzeros, seed)
+        return cls(families.to_kind(kernels, dtype, device), stride=stride, boundary=boundary, normalize=True)
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The kernels ``(atoms, channels, k, ...)``."""
+        return self.kernels
+
+    @property
+    def atoms(self) -> int:
+        """The number of kernels."""
+        return self.kernels.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """The channels of a signal."""
+        return self.kernels.shape[1]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """The kernel's size, one number per axis."""
+        return tuple(self.kernels.shape[2:])
+
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes."""
+        return self.kernels.ndim - 2
+
+    @property
+    def event_axes(self) -> int:  # type: ignore[override]
+        """One more than the spatial axes: the channels come first."""
+        return self.kernels.ndim - 1
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """``L = ⌊(k - 1)/stride⌋`` per axis: atoms that many positions apart still overlap."""
+        return tuple((k - 1) // q for k, q in zip(self.kernel_size, self.stride, strict=True))
+
+    @property
+    def synthesis_terms(self) -> int:
+        """Atoms times the positions whose atom covers one entry."""
+        return self.atoms * math.prod(-(-k // q) for k, q in zip(self.kernel_size, self.stride, strict=True))
+
+    @property
+    def analysis_terms(self) -> int:
+        """The number of entries of a kernel."""
+        return self.kernels[0].numel()
+
+    def signal_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return ``(channels, H, W)`` for a code grid of the spatial `size`."""
+        size = per_axis("size", tuple(size), self.axes)
+        if self.boundary == "circular":
+            return (self.channels, *(n * q for n, q in zip(size, self.stride, strict=True)))
+        grown = zip(size, self.stride, self.kernel_size, strict=True)
+        return (self.channels, *((n - 1) * q + k for n, q, k in grown))
+
+    def code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return ``(atoms, h, w)`` for a signal of the spatial `size`.
+
+        Raises:
+            ShapeError: The size is smaller than a kernel, or no code grid makes it; the message names sizes that fit.
+        """
+        size = per_axis("size", tuple(size), self.axes)
+        grid = []
+        for name, n, q, k in zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True):
+            if n < k:
+                raise ShapeError(f"{name} = {n} is smaller than the kernel, {k}; expected at least {k}: pad the signal")
+            origin = 0 if self.boundary == "circular" else k
+            if (n - origin) % q:
+                below = n - (n - origin) % q
+                raise ShapeError(
+                    f"{name} = {n} is made by no code grid of stride {q} and kernel {k} (boundary '{self.boundary}'); "
+                    f"expected {origin} plus a multiple of {q}: crop to {below} or pad to {below + q}"
+                )
+            grid.append((n - origin) // q + (self.boundary != "circular"))
+        return (self.atoms, *grid)
+
+    def check_signal(self, signal: object) -> Tensor:
+        """Return `signal` if it is ``(*batch, channels, H, W)`` of a size that a code grid makes, else raise."""
+        tensor = require_float_tensor("signal", signal)
+        names = ", ".join(_AXIS_NAMES[self.axes])
+        require_trailing(
+            "signal",
+            tensor,
+            (self.channels, *(None,) * self.axes),
+            f"the kernels have {self.channels} channel(s) and are laid over {names}",
+        )
+        require_same_kind("signal", tensor, "the dictionary", self.kernels)
+        self.code_shape(tuple(tensor.shape[-self.axes :]))
+        return tensor
+
+    def check_codes(self, codes: object) -> Tensor:
+        """Return `codes` if they are ``(*batch, atoms, h, w)`` of the dictionary's dtype and device, else raise."""
+        tensor = require_float_tensor("codes", codes)
+        require_trailing("codes", tensor, (self.atoms, *(None,) * self.axes), f"{self.atoms} is the number of kernels")
+        require_same_kind("codes", tensor, "the dictionary", self.kernels)
+        return tensor
+
+    # ------------------------------------------------------------------ the operator
+
+    def synthesize(self, codes: Tensor) -> Tensor:
+        """Return ``D x``, ``(*batch, channels, H, W)``, for codes ``(*batch, atoms, h, w)``."""
+        flat, batch = self._flatten(codes)
+        signal = _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
+        if self.boundary == "circular":
+            for axis, (n, q) in enumerate(zip(codes.shape[-self.axes :], self.stride, strict=True), start=2):
+                signal = _wrap(signal, axis, n * q)
+        return signal.reshape(*batch, *signal.shape[1:])
+
+    def analyze(self, signal: Tensor) -> Tensor:
+        """Return ``Dᵀ r``, ``(*batch, atoms, h, w)``, for signals ``(*batch, channels, H, W)``."""
+        return self._correlate(signal, self.kernels)
+
+    def squared_norms(self, mask: Tensor | None = None) -> Tensor:
+        """Return ``‖M d_i‖²``, shape ``(atoms, 1, 1)``, or ``(*batch, atoms, h, w)`` under a mask."""
+        squares = self.kernels.square()
+        if mask is None:
+            return squares.flatten(1).sum(1).reshape(-1, *(1,) * self.axes)
+        return self._correlate(
+            mask.square().expand(*mask.shape[: -self.event_axes], self.channels, *mask.shape[-self.axes :]), squares
+        )
+
+    def gram_rows(self, rows: slice = slice(None), analysis: Tensor | None = None) -> Tensor:
+        """Return ``⟨w_i, d_l shifted⟩`` at all lags, float64, ``(rows, atoms, Π(2L + 1))``.
+
+        They are the entries of ``WᵀD`` for every grid that is large enough for nothing to wrap twice: any size with
+        boundary "valid", signals of at least ``2k - 1`` entries per axis with "circular".
+        """
+        kernels = self.kernels.detach().double()
+        weights = (kernels if analysis is None else analysis.detach().double())[rows]
+        padding: list[int] = []
+        for lag, q in zip(reversed(self.lags), reversed(self.stride), strict=True):
+            padding += [lag * q, lag * q]
+        return _CORRELATE[self.axes](F.pad(weights, padding), kernels, stride=self.stride).flatten(2)
+
+    def with_weight(self, weight: Tensor) -> Self:
+        """Return a convolutional dictionary that holds `weight` as it is, with this stride and boundary."""
+        other = type(self).__new__(type(self))
+        Dictionary.__init__(other)
+        other.stride, other.boundary = self.stride, self.boundary
+        other.kernels = nn.Parameter(weight, requires_grad=False)
+        return other
+
+    def operator_norm(self, size: tuple[int, ...] | None = None) -> OperatorNorm:
+        """Return ``‖D‖``: exact for a circular boundary at a given code `size`, else a bound for every size."""
+        if size is not None:
+            size = per_axis("size", tuple(size), self.axes)
+        circular = self.boundary == "circular"
+        key = size if circular else None
+        return self.cached(("norm", key), lambda: convolution_norm(self.kernels, self.stride, key, circular))
+
+    def extra_repr(self) -> str:
+        """Return the words between the brackets of the printed form."""
+        size = "×".join(str(k) for k in self.kernel_size)
+        return f"atoms={self.atoms}, channels={self.channels}, size={size}, stride={self.stride}, boundary={self.boundary!r}"
+
+    def _correlate(self, signal: Tensor, kernels: Tensor) -> Tensor:
+        flat, batch = self._flatten(signal)
+        if self.boundary == "circular":
+            for axis, (q, k) in enumerate(zip(self.stride, self.kernel_size, strict=True), start=2):
+                n = flat.shape[axis]
+                reach = torch.arange(n // q * q - q + k, device=flat.device) % n
+                flat = flat.index_select(axis, reach)
+        codes = _CORRELATE[self.axes](flat, kernels, stride=self.stride)
+        return codes.reshape(*batch, *codes.shape[1:])
+
+    def _flatten(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        batch = tuple(tensor.shape[: tensor.ndim - self.event_axes])
+        return tensor.reshape(math.prod(batch), *tensor.shape[tensor.ndim - self.event_axes :]), batch
+
+
+def _wrap(signal: Tensor, axis: int, length: int) -> Tensor:
+    """Add up what lies beyond `length` along an axis onto the entries it wraps around to."""
+    excess = -signal.shape[axis] % length
+    if excess:
+        signal = F.pad(signal, [0, 0] * (signal.ndim - 1 - axis) + [0, excess])
+    return signal.unflatten(axis, (-1, length)).sum(axis)
+
+
+def _kernel_size(size: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
+
+
+def _known_boundary(boundary: str) -> str:
+    if boundary == "same":
+        raise UnsupportedError(
+            "boundary 'same' is not offered yet; use 'valid' and pad the signal by k - 1, or 'circular'"
+        )
+    if boundary not in ("valid", "circular"):
+        raise ParameterError(f"boundary is {boundary!r}; expected 'valid' or 'circular'")
+    return boundary

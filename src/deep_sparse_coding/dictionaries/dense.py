@@ -1,0 +1,208 @@
+"""Dense dictionaries: a matrix whose columns are the atoms."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import require_float_tensor, require_same_kind, require_trailing
+from ..errors import DictionaryError, DSCWarning, ShapeError
+from . import random as families
+from .base import Dictionary
+from .norms import OperatorNorm, matrix_norm
+
+
+def prepare_atoms(weight: Tensor, norms: Tensor, cosines: Tensor, normalize: bool) -> Tensor:
+    """Return the atoms after the checks that all dictionaries share, scaled to unit norm if asked.
+
+    Args:
+        weight: The tensor of atoms.
+        norms: Their norms, in a shape that broadcasts against `weight`.
+        cosines: Off-diagonal entries of the normalized Gram matrix at lag 0, ``(atoms, atoms)``.
+        normalize: Whether to scale.
+
+    Raises:
+        DictionaryError: An atom is zero.
+    """
+    flat = norms.flatten()
+    zero = (flat == 0).nonzero().flatten().tolist()
+    if zero:
+        raise DictionaryError(
+            f"{_list_atoms(zero)} of {flat.numel()} zero; expected atoms that are not: remove them before building the "
+            "dictionary"
+        )
+    doubled = (cosines.abs() >= 1 - 4 * torch.finfo(weight.dtype).eps).triu(1).nonzero().tolist()
+    if doubled:
+        pairs = ", ".join(f"{i} and {j}" for i, j in doubled[:3]) + (", ..." if len(doubled) > 3 else "")
+        warnings.warn(
+            f"{len(doubled)} pair(s) of atoms are the same up to scale and sign: {pairs}; codes that use them are not "
+            "unique: remove one of each pair",
+            DSCWarning,
+            stacklevel=4,
+        )
+    return weight / norms if normalize else weight
+
+
+def _list_atoms(indices: list[int]) -> str:
+    shown = ", ".join(str(i) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    return f"atoms {shown} are" if len(indices) > 1 else f"atom {shown} is"
+
+
+class DenseDictionary(Dictionary):
+    """A matrix ``D ∈ R^{d × atoms}`` whose columns are the atoms.
+
+    Args:
+        matrix: ``(d, atoms)``, float32 or float64, finite, no zero column.
+        normalize: Scale the columns to unit norm.
+
+    Raises:
+        DictionaryError: A column is zero or an entry is not finite.
+        DtypeError: Not float32 or float64.
+        ShapeError: Not two axes.
+    """
+
+    event_axes = 1
+    boundary = "none"
+
+    def __init__(self, matrix: Tensor, *, normalize: bool = False) -> None:
+        super().__init__()
+        matrix = require_float_tensor("matrix", matrix)
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise ShapeError(f"matrix has shape {tuple(matrix.shape)}; expected (d, atoms), neither of them 0")
+        require_finite_atoms("matrix", matrix)
+        with torch.no_grad():
+            exact = matrix.detach().double()
+            norms = torch.linalg.vector_norm(exact, dim=0, keepdim=True)
+            scaled = exact / norms.clamp_min(torch.finfo(torch.float64).tiny)
+            cosines = scaled.T @ scaled
+            matrix = prepare_atoms(matrix, norms.to(matrix.dtype), cosines, normalize)
+        self.matrix = nn.Parameter(matrix.detach().contiguous().clone(), requires_grad=False)
+
+    @classmethod
+    def random(
+        cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> Self:
+        """Return Gaussian atoms of unit norm."""
+        return cls(families.to_kind(families.gaussian_atoms((d, atoms), (0,), seed), dtype, device), normalize=True)
+
+    @classmethod
+    def dct(cls, d: int, atoms: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
+        """Return the overcomplete discrete cosine dictionary ``cos(π l (n + ½) / atoms)``, columns of unit norm.
+
+        For ``atoms = d`` it is the orthonormal DCT-II. Columns other than the constant one have their mean removed
+        where ``atoms > d``, as is the custom (Elad & Aharon 2006).
+        """
+        return cls(families.to_kind(families.cosine_atoms(d, atoms), dtype, device), normalize=True)
+
+    @classmethod
+    def low_coherence(
+        cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> Self:
+        """Return atoms of low mutual coherence, by alternating projection from a random start (Tropp et al. 2005)."""
+        return cls(families.to_kind(families.low_coherence_frame(d, atoms, seed), dtype, device), normalize=True)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The matrix ``(d, atoms)``."""
+        return self.matrix
+
+    @property
+    def atoms(self) -> int:
+        """The number of columns."""
+        return self.matrix.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """The length d of a signal."""
+        return self.matrix.shape[0]
+
+    @property
+    def synthesis_terms(self) -> int:
+        """The number of atoms."""
+        return self.atoms
+
+    @property
+    def analysis_terms(self) -> int:
+        """The length d of a signal."""
+        return self.channels
+
+    def synthesize(self, codes: Tensor) -> Tensor:
+        """Return ``D x``, ``(*batch, d)``, for codes ``(*batch, atoms)``."""
+        return codes @ self.matrix.T
+
+    def analyze(self, signal: Tensor) -> Tensor:
+        """Return ``Dᵀ r``, ``(*batch, atoms)``, for signals ``(*batch, d)``."""
+        return signal @ self.matrix
+
+    def signal_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return ``(d,)``."""
+        _require_no_size(size)
+        return (self.channels,)
+
+    def code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return ``(atoms,)``."""
+        _require_no_size(size)
+        return (self.atoms,)
+
+    def check_signal(self, signal: object) -> Tensor:
+        """Return `signal` if it is ``(*batch, d)`` of the dictionary's dtype and device, else raise."""
+        tensor = require_float_tensor("signal", signal)
+        require_trailing("signal", tensor, (self.channels,), f"d = {self.channels} is the length of the atoms")
+        require_same_kind("signal", tensor, "the dictionary", self.matrix)
+        return tensor
+
+    def check_codes(self, codes: object) -> Tensor:
+        """Return `codes` if they are ``(*batch, atoms)`` of the dictionary's dtype and device, else raise."""
+        tensor = require_float_tensor("codes", codes)
+        require_trailing("codes", tensor, (self.atoms,), f"{self.atoms} is the number of atoms")
+        require_same_kind("codes", tensor, "the dictionary", self.matrix)
+        return tensor
+
+    def squared_norms(self, mask: Tensor | None = None) -> Tensor:
+        """Return ``‖M d_i‖²``, shape ``(atoms,)``, or ``(*batch, atoms)`` for a mask per sample."""
+        squares = self.matrix.square()
+        return squares.sum(0) if mask is None else mask.square() @ squares
+
+    def gram_rows(self, rows: slice = slice(None), analysis: Tensor | None = None) -> Tensor:
+        """Return rows of ``WᵀD``, float64, ``(rows, atoms, 1)``."""
+        matrix = self.matrix.detach().double()
+        weights = matrix if analysis is None else analysis.detach().double()
+        return (weights[:, rows].T @ matrix)[..., None]
+
+    def with_weight(self, weight: Tensor) -> Self:
+        """Return a dense dictionary that holds `weight` as it is."""
+        other = type(self).__new__(type(self))
+        Dictionary.__init__(other)
+        other.matrix = nn.Parameter(weight, requires_grad=False)
+        return other
+
+    def operator_norm(self, size: tuple[int, ...] | None = None) -> OperatorNorm:
+        """Return the largest singular value of the matrix (exact)."""
+        _require_no_size(size or ())
+        return self.cached("norm", lambda: matrix_norm(self.matrix))
+
+    def extra_repr(self) -> str:
+        """Return the words between the brackets of the printed form."""
+        return f"d={self.channels}, atoms={self.atoms}"
+
+
+def require_finite_atoms(name: str, weight: Tensor) -> None:
+    """Raise unless every entry of a tensor of atoms is finite.
+
+    Raises:
+        DictionaryError: With the number and the first place of those that are not.
+    """
+    bad = (~torch.isfinite(weight)).nonzero()
+    if len(bad):
+        raise DictionaryError(
+            f"{name} has {len(bad)} entries that are not finite, the first at {tuple(bad[0].tolist())}; "
+            "expected finite atoms: look for a division by zero where they were made"
+        )
+
+
+def _require_no_size(size: tuple[int, ...]) -> None:
+    if size:
+        raise ShapeError(f"size is {size}; expected none: a dense dictionary has one size of signals")

@@ -1,0 +1,136 @@
+"""Dictionaries as files: safetensors with a JSON description in the header, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DSCError, FileFormatError
+from .base import Dictionary
+from .cascade import Cascade, as_cascade
+from .convolutional import ConvDictionary
+from .dense import DenseDictionary
+
+_FORMAT = "deep_sparse_coding.dictionary"
+_VERSION = 1
+
+
+def save(model: Dictionary | Cascade, path: str | os.PathLike[str]) -> Path:
+    """Write a dictionary or a cascade to `path`: to a temporary name first, then renamed into place.
+
+    Args:
+        model: What to write.
+        path: Where; a file that is there is replaced, its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileFormatError: The folder does not exist or cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path)
+    cascade = as_cascade(model)
+    layers = [_describe(layer) for layer in cascade.layers]
+    description = {"version": _VERSION, "cascade": isinstance(model, Cascade), "layers": layers}
+    tensors = {f"layer{j}": layer.weight.detach().cpu().contiguous() for j, layer in enumerate(cascade.layers, start=1)}
+    write_whole(path, to_bytes(tensors, metadata={"format": _FORMAT, "description": json.dumps(description)}))
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
+    """Read what `save` wrote. Never unpickles: the file holds numbers and a JSON description, nothing that runs.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The dictionary or cascade, on the CPU.
+
+    Raises:
+        FileFormatError: No such file, not a safetensors file, damaged, not one of ours, or of a later version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(f"{path} is not a file; expected one that dsc.save wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is no complete safetensors file ({error}); save it again") from error
+    if metadata.get("format") != _FORMAT:
+        raise FileFormatError(
+            f"{path} is a safetensors file with format {metadata.get('format')!r}; expected {_FORMAT!r}: "
+            "load it with safetensors and build a dictionary of its tensors"
+        )
+    try:
+        description = json.loads(metadata["description"])
+        version = int(description["version"])
+        if version > _VERSION:
+            raise FileFormatError(
+                f"{path} has version {version}; this library reads up to {_VERSION}: update deep_sparse_coding"
+            )
+        entries = list(description["layers"])
+        if sorted(tensors) != sorted(f"layer{j}" for j in range(1, len(entries) + 1)):
+            raise FileFormatError(f"{path} holds tensors {sorted(tensors)} for {len(entries)} layer(s); save it again")
+        layers = [_build(entry, tensors[f"layer{j}"]) for j, entry in enumerate(entries, start=1)]
+        whole = bool(description["cascade"])
+        if not whole and len(layers) != 1:
+            raise FileFormatError(f"{path} describes one dictionary and holds {len(layers)}; save it again")
+        return Cascade(layers) if whole else layers[0]
+    except FileFormatError:
+        raise
+    except (DSCError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(
+            f"{path} has a description that does not fit its tensors ({error}); save it again"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside its place, flush it to disk, then rename it.
+
+    Raises:
+        FileFormatError: The folder is missing, not writable or full; nothing is left behind.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot write {path} ({error}); expected an existing folder with room to write"
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _describe(layer: Dictionary) -> dict[str, Any]:
+    if isinstance(layer, ConvDictionary):
+        return {"kind": "conv", "stride": list(layer.stride), "boundary": layer.boundary}
+    return {"kind": "dense"}
+
+
+def _build(entry: dict[str, Any], weight: torch.Tensor) -> Dictionary:
+    kind = entry["kind"]
+    if kind == "conv":
+        return ConvDictionary(weight, stride=[int(q) for q in entry["stride"]], boundary=str(entry["boundary"]))
+    if kind == "dense":
+        return DenseDictionary(weight)
+    raise FileFormatError(f"the file describes a dictionary of kind {kind!r}; expected 'dense' or 'conv'")
