@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import DeviceError, DtypeError, ParameterError, ShapeError
+from .errors import DeviceError, DictionaryError, DtypeError, ParameterError, ShapeError
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64)
 
@@ -66,12 +66,14 @@ def require_number(
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        try:
-            value = float(value)  # type: ignore[arg-type]  # NumPy scalars
-        except (TypeError, ValueError):
-            raise ParameterError(f"{name} is {value!r}; expected a number") from None
-    value = float(value)
+    if isinstance(value, bool | str | bytes):
+        raise ParameterError(f"{name} is {value!r}; expected a number")
+    try:
+        value = float(value)  # type: ignore[arg-type]  # NumPy scalars too
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} is {value!r}; expected a number") from None
+    except OverflowError:
+        raise ParameterError(f"{name} is a whole number too large for a float; expected a number") from None
     low_ok = value > minimum if strict else value >= minimum
     if math.isnan(value) or (finite and math.isinf(value)) or not low_ok or value > maximum:
         low = f"{'above' if strict else 'at least'} {minimum:g}" if minimum > -math.inf else ""
@@ -88,10 +90,26 @@ def require_integer(name: str, value: object, *, minimum: int) -> int:
     Raises:
         ParameterError: It is not a whole number, or too small.
     """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
+        return value  # a float would round what is above 2⁵³
     number = require_number(name, value, minimum=minimum)
     if number != int(number):
         raise ParameterError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
     return int(number)
+
+
+def require_finite_atoms(name: str, weight: Tensor) -> None:
+    """Raise unless every entry of a tensor of atoms is finite.
+
+    Raises:
+        DictionaryError: With the number and the first place of those that are not.
+    """
+    bad = (~torch.isfinite(weight)).nonzero()
+    if len(bad):
+        raise DictionaryError(
+            f"{name} has {len(bad)} entries that are not finite, the first at {tuple(bad[0].tolist())}; "
+            "expected finite atoms: look for a division by zero, or a step that diverged, where they were made"
+        )
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, *, minimum: int = 1) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..checks import require_integer
 from . import coherence
 from .norms import OperatorNorm
 
@@ -25,7 +26,8 @@ class Dictionary(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cached: dict[Any, tuple[int, Any]] = {}
+        self._cached: dict[Any, Any] = {}
+        self._cached_for: Tensor | None = None
 
     # ------------------------------------------------------------------ what a concrete dictionary defines
 
@@ -84,7 +86,7 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def gram_rows(self, rows: slice = slice(None), analysis: Tensor | None = None) -> Tensor:
-        """Return rows of ``G = WᵀD`` in float64, shape ``(rows, atoms, lags)``; an atom's own entry is at the middle lag.
+        """Return rows of ``G = WᵀD``, float64, shape ``(rows, atoms, lags)``; an atom's own entry is at the middle lag.
 
         Args:
             rows: Which atoms' rows.
@@ -132,8 +134,13 @@ class Dictionary(nn.Module, ABC):
         Args:
             s: How many other atoms are added up; 0 gives 0.
 
+        Raises:
+            DictionaryError: The atoms were changed so that one is zero or not finite.
+            ParameterError: `s` is negative or no whole number.
+
         Source: Tropp 2004.
         """
+        s = require_integer("s", s, minimum=0)
         return self.cached(("babel", s), lambda: coherence.babel(self, s))
 
     def cast(self, dtype: torch.dtype) -> Self:
@@ -143,16 +150,21 @@ class Dictionary(nn.Module, ABC):
         return self.cached(("cast", dtype), lambda: self.with_weight(self.weight.detach().to(dtype)))
 
     def cached(self, key: object, compute: Callable[[], Any]) -> Any:
-        """Return ``compute()``, kept until the atoms are changed in place or replaced."""
-        version = (self.weight._version, self.weight.data_ptr(), self.weight.dtype)
-        found = self._cached.get(key)
-        if found is None or found[0] != version:
-            found = (version, compute())
-            self._cached[key] = found
-        return found[1]
+        """Return ``compute()``, kept until the atoms are changed in place or replaced.
+
+        The atoms are compared with a copy, entry by entry: autograd's version counter does not see what is written
+        through ``.data``, and a number of atoms that are gone would prove what is false.
+        """
+        weight, known = self.weight.detach(), self._cached_for
+        same = known is not None and known.dtype == weight.dtype and known.device == weight.device
+        if known is None or not same or not torch.equal(known, weight):
+            self._cached, self._cached_for = {}, weight.clone()
+        if key not in self._cached:
+            self._cached[key] = compute()
+        return self._cached[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": {}}
+        return {**self.__dict__, "_cached": {}, "_cached_for": None}
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return ``D x``: a dictionary is a linear layer from codes to signals."""

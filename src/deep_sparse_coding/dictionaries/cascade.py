@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -35,7 +36,7 @@ class Cascade(nn.Module):
         for j, layer in enumerate(layers, start=1):
             if not isinstance(layer, Dictionary):
                 raise DictionaryError(f"layer {j} is a {type(layer).__name__}; expected a dictionary")
-        for j, (lower, upper) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+        for j, (lower, upper) in enumerate(itertools.pairwise(layers), start=1):
             _require_fit(j, lower, upper)
         self._layers = nn.ModuleList(layers)
 
@@ -53,7 +54,18 @@ class Cascade(nn.Module):
         return len(self._layers)
 
     def synthesize(self, deepest: Tensor, to: int = 0) -> Tensor:
-        """Return ``D_{to+1} ··· D_J x``: the signal (``to=0``), or the code of layer `to`, that deepest codes make."""
+        """Return ``D_{to+1} ··· D_J x``: the signal (``to=0``), or the code of layer `to`, that deepest codes make.
+
+        Args:
+            deepest: Codes of layer J, ``(*batch, atoms, ...)``.
+            to: Which layer's code to stop at; 0 for the signal.
+
+        Raises:
+            DictionaryError: No such layer.
+            ShapeError: The codes do not fit.
+        """
+        if not 0 <= to < len(self):
+            raise DictionaryError(f"to is {to}; expected 0 (the signal) to {len(self) - 1}")
         for layer in reversed(self.layers[to:]):
             deepest = layer.synthesize(deepest)
         return deepest
@@ -77,30 +89,26 @@ class Cascade(nn.Module):
             raise DictionaryError(f"layer is {layer}; expected 1 to {len(self)}")
         with torch.no_grad():
             top = self.layers[depth - 1]
-            if isinstance(top, DenseDictionary):
-                atoms = top.matrix.T
-            else:
-                atoms = top.weight
+            atoms = top.matrix.T if isinstance(top, DenseDictionary) else top.weight
             for below in reversed(self.layers[: depth - 1]):
                 # One atom alone never wraps, whatever the boundary of the grid that it will stand on.
-                valid = ConvDictionary.synthesize
-                atoms = (
-                    below.synthesize(atoms) if isinstance(below, DenseDictionary) else valid(_unwrapped(below), atoms)
-                )
+                atoms = (below if isinstance(below, DenseDictionary) else _unwrapped(below)).synthesize(atoms)
         return atoms.clone()
 
     def cast(self, dtype: torch.dtype) -> Cascade:
         """Return this cascade with atoms of another number type, without gradients."""
         return Cascade([layer.cast(dtype) for layer in self.layers])
 
+    def __repr__(self) -> str:
+        return f"Cascade([{', '.join(repr(layer) for layer in self.layers)}])"
+
     def __str__(self) -> str:
         header = ("layer", "atoms", "kernel", "stride", "boundary", "coherence", "norm")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for j, layer in enumerate(self.layers, start=1):
             conv = isinstance(layer, ConvDictionary)
             size = "×".join(str(k) for k in (layer.channels, *(layer.kernel_size if conv else ())))
             stride = "×".join(str(q) for q in layer.stride) if conv else "–"
-            norm = layer.operator_norm()
             rows.append(
                 (
                     str(j),
@@ -108,8 +116,7 @@ class Cascade(nn.Module):
                     size,
                     stride,
                     layer.boundary if conv else "–",
-                    f"{layer.mutual_coherence():.3f}",
-                    f"{'=' if norm.exact else '≤'} {norm:.3f}",
+                    *_numbers(layer),
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -128,9 +135,18 @@ def as_cascade(model: Dictionary | Cascade) -> Cascade:
 
 def _unwrapped(layer: Dictionary) -> ConvDictionary:
     conv = cast(ConvDictionary, layer)
-    if conv.boundary == "valid":
-        return conv
-    return ConvDictionary(conv.kernels, stride=conv.stride)
+    unwrapped = conv.with_weight(conv.kernels.detach())
+    unwrapped.boundary = "valid"
+    return unwrapped
+
+
+def _numbers(layer: Dictionary) -> tuple[str, str]:
+    """Return coherence and norm as printed; a layer whose atoms went bad can still be looked at."""
+    try:
+        coherence, norm = layer.mutual_coherence(), layer.operator_norm()
+    except DictionaryError:
+        return "none", "none"
+    return f"{coherence:.3f}", f"{'=' if norm.exact else '≤'} {norm:.3f}"
 
 
 def _require_fit(j: int, lower: Dictionary, upper: Dictionary) -> None:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checks import require_finite_atoms, require_integer
+from ..errors import DictionaryError
+
 if TYPE_CHECKING:
     from .base import Dictionary
 
@@ -25,8 +28,24 @@ def top_sum(values: Tensor, s: int) -> Tensor:
     return values.topk(count, dim=-1, sorted=False).values.sum(-1)
 
 
+def require_sound_atoms(dictionary: Dictionary) -> None:
+    """Raise if atoms that were changed after the dictionary was built are zero or not finite.
+
+    Raises:
+        DictionaryError: With the first such atom.
+    """
+    require_finite_atoms("the dictionary", dictionary.weight.detach())
+    zero = (dictionary.column_norms() == 0).nonzero()
+    if len(zero):
+        raise DictionaryError(
+            f"atom {int(zero[0])} of {dictionary.atoms} is zero; expected atoms that are not: remove it, or draw it "
+            "anew"
+        )
+
+
 def off_diagonal_rows(dictionary: Dictionary) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of rows of the normalized Gram matrix, own entries set to 0, shape ``(rows, atoms, lags)``."""
+    require_sound_atoms(dictionary)
     exact = dictionary.cast(torch.float64)
     norms = exact.column_norms()
     probe = exact.gram_rows(slice(0, 1))
@@ -41,7 +60,7 @@ def off_diagonal_rows(dictionary: Dictionary) -> Iterator[tuple[slice, Tensor]]:
 
 def largest_row(dictionary: Dictionary, measure: Callable[[Tensor], Tensor]) -> float:
     """Return the largest `measure` of a row, given off-diagonal entries flattened to ``(rows, atoms · lags)``."""
-    return max(float(measure(gram.flatten(1)).max()) for _, gram in off_diagonal_rows(dictionary))
+    return float(torch.stack([measure(gram.flatten(1)).max() for _, gram in off_diagonal_rows(dictionary)]).max())
 
 
 def babel(dictionary: Dictionary, s: int) -> float:
@@ -59,6 +78,9 @@ def one_sided_babel(dictionary: Dictionary, negative: int, positive: int) -> flo
 
     Source: statement G1 of docs/theory.md, non-negative codes.
     """
+    negative, positive = (
+        require_integer(name, count, minimum=0) for name, count in (("negative", negative), ("positive", positive))
+    )
 
     def measure(gram: Tensor) -> Tensor:
         return top_sum((-gram).clamp_min(0), negative) + top_sum(gram.clamp_min(0), positive)

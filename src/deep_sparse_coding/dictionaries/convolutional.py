@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..checks import per_axis, require_float_tensor, require_same_kind, require_trailing
+from ..checks import per_axis, require_float_tensor, require_integer, require_same_kind, require_trailing
 from ..errors import ParameterError, ShapeError, UnsupportedError
 from . import random as families
 from .base import Dictionary
-from .dense import prepare_atoms, require_finite_atoms
+from .dense import prepare_atoms
 from .norms import OperatorNorm, convolution_norm
 
 _CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -59,15 +59,9 @@ class ConvDictionary(Dictionary):
                 f"kernels have shape {tuple(kernels.shape)}; expected (atoms, channels, k), (atoms, channels, k, k) or "
                 "(atoms, channels, k, k, k), none of them 0"
             )
-        require_finite_atoms("kernels", kernels)
         self.stride = per_axis("stride", stride, kernels.ndim - 2)
         self.boundary = _known_boundary(boundary)
-        with torch.no_grad():
-            exact = kernels.detach().double()
-            norms = torch.linalg.vector_norm(exact.flatten(1), dim=1)
-            scaled = exact.flatten(1) / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-            shaped = norms.to(kernels.dtype).reshape(-1, *(1,) * (kernels.ndim - 1))
-            kernels = prepare_atoms(kernels, shaped, scaled @ scaled.T, normalize)
+        kernels = prepare_atoms("kernels", kernels, 0, normalize)
         self.kernels = nn.Parameter(kernels.detach().contiguous().clone(), requires_grad=False)
 
     @classmethod
@@ -97,7 +91,7 @@ class ConvDictionary(Dictionary):
             dtype: float32 (default) or float64.
             device: Where the kernels live.
         """
-        shape = (atoms, channels, *_kernel_size(size))
+        shape = _kernel_shape(atoms, channels, size)
         if nonzeros is None:
             kernels = families.gaussian_atoms(shape, tuple(range(1, len(shape))), seed)
         else:
@@ -124,7 +118,7 @@ class ConvDictionary(Dictionary):
         by choosing among random candidates the one least like the kernels before it. Arguments as in `random`.
         """
         strides = per_axis("stride", stride, len(_kernel_size(size)))
-        shape = (atoms, channels, *_kernel_size(size))
+        shape = _kernel_shape(atoms, channels, size)
         if nonzeros is None:
             kernels = families.low_coherence_kernels(shape, strides, seed)
         else:
@@ -179,12 +173,33 @@ class ConvDictionary(Dictionary):
         return self.kernels[0].numel()
 
     def signal_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return ``(channels, H, W)`` for a code grid of the spatial `size`."""
-        size = per_axis("size", tuple(size), self.axes)
-        if self.boundary == "circular":
-            return (self.channels, *(n * q for n, q in zip(size, self.stride, strict=True)))
-        grown = zip(size, self.stride, self.kernel_size, strict=True)
-        return (self.channels, *((n - 1) * q + k for n, q, k in grown))
+        """Return ``(channels, H, W)`` for a code grid of the spatial `size`.
+
+        Raises:
+            ShapeError: A circular signal of that size would be smaller than a kernel.
+        """
+        size = per_axis("size", size, self.axes)
+        axes = zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True)
+        if self.boundary == "valid":
+            return (self.channels, *((n - 1) * q + k for _, n, q, k in axes))
+        grown = []
+        for name, n, q, k in axes:
+            if n * q < k:
+                raise ShapeError(
+                    f"{n} positions of stride {q} make a circular signal with {name} = {n * q}, smaller than the "
+                    f"kernel, {k}: an atom would wrap onto itself; expected at least {-(-k // q)} positions"
+                )
+            grown.append(n * q)
+        return (self.channels, *grown)
+
+    def aliases(self, size: tuple[int, ...]) -> bool:
+        """Return whether lags of the Gram matrix add up on a circular code grid of the spatial `size`.
+
+        Coherence and Babel function take every lag apart, as they are on all larger grids and with boundary "valid";
+        on a grid of fewer than ``2L + 1`` positions along an axis they do not bound what the atoms do to each other.
+        """
+        size = per_axis("size", size, self.axes)
+        return self.boundary == "circular" and any(n < 2 * lag + 1 for n, lag in zip(size, self.lags, strict=True))
 
     def code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Return ``(atoms, h, w)`` for a signal of the spatial `size`.
@@ -192,7 +207,7 @@ class ConvDictionary(Dictionary):
         Raises:
             ShapeError: The size is smaller than a kernel, or no code grid makes it; the message names sizes that fit.
         """
-        size = per_axis("size", tuple(size), self.axes)
+        size = per_axis("size", size, self.axes)
         grid = []
         for name, n, q, k in zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True):
             if n < k:
@@ -200,9 +215,10 @@ class ConvDictionary(Dictionary):
             origin = 0 if self.boundary == "circular" else k
             if (n - origin) % q:
                 below = n - (n - origin) % q
+                crop = f"crop to {below} or " if below >= k else ""
                 raise ShapeError(
                     f"{name} = {n} is made by no code grid of stride {q} and kernel {k} (boundary '{self.boundary}'); "
-                    f"expected {origin} plus a multiple of {q}: crop to {below} or pad to {below + q}"
+                    f"expected {origin} plus a multiple of {q}: {crop}pad to {below + q}"
                 )
             grid.append((n - origin) // q + (self.boundary != "circular"))
         return (self.atoms, *grid)
@@ -226,13 +242,14 @@ class ConvDictionary(Dictionary):
         tensor = require_float_tensor("codes", codes)
         require_trailing("codes", tensor, (self.atoms, *(None,) * self.axes), f"{self.atoms} is the number of kernels")
         require_same_kind("codes", tensor, "the dictionary", self.kernels)
+        self.signal_shape(tuple(tensor.shape[-self.axes :]))
         return tensor
 
     # ------------------------------------------------------------------ the operator
 
     def synthesize(self, codes: Tensor) -> Tensor:
         """Return ``D x``, ``(*batch, channels, H, W)``, for codes ``(*batch, atoms, h, w)``."""
-        flat, batch = self._flatten(codes)
+        flat, batch = self._flatten(self.check_codes(codes))
         signal = _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
         if self.boundary == "circular":
             for axis, (n, q) in enumerate(zip(codes.shape[-self.axes :], self.stride, strict=True), start=2):
@@ -241,7 +258,7 @@ class ConvDictionary(Dictionary):
 
     def analyze(self, signal: Tensor) -> Tensor:
         """Return ``Dᵀ r``, ``(*batch, atoms, h, w)``, for signals ``(*batch, channels, H, W)``."""
-        return self._correlate(signal, self.kernels)
+        return self._correlate(self.check_signal(signal), self.kernels)
 
     def squared_norms(self, mask: Tensor | None = None) -> Tensor:
         """Return ``‖M d_i‖²``, shape ``(atoms, 1, 1)``, or ``(*batch, atoms, h, w)`` under a mask."""
@@ -256,7 +273,7 @@ class ConvDictionary(Dictionary):
         """Return ``⟨w_i, d_l shifted⟩`` at all lags, float64, ``(rows, atoms, Π(2L + 1))``.
 
         They are the entries of ``WᵀD`` for every grid that is large enough for nothing to wrap twice: any size with
-        boundary "valid", signals of at least ``2k - 1`` entries per axis with "circular".
+        boundary "valid"; with "circular" at least ``2L + 1`` positions per axis (see `aliases`).
         """
         kernels = self.kernels.detach().double()
         weights = (kernels if analysis is None else analysis.detach().double())[rows]
@@ -276,15 +293,16 @@ class ConvDictionary(Dictionary):
     def operator_norm(self, size: tuple[int, ...] | None = None) -> OperatorNorm:
         """Return ``‖D‖``: exact for a circular boundary at a given code `size`, else a bound for every size."""
         if size is not None:
-            size = per_axis("size", tuple(size), self.axes)
+            self.signal_shape(size)
+            size = per_axis("size", size, self.axes)
         circular = self.boundary == "circular"
         key = size if circular else None
         return self.cached(("norm", key), lambda: convolution_norm(self.kernels, self.stride, key, circular))
 
     def extra_repr(self) -> str:
         """Return the words between the brackets of the printed form."""
-        size = "×".join(str(k) for k in self.kernel_size)
-        return f"atoms={self.atoms}, channels={self.channels}, size={size}, stride={self.stride}, boundary={self.boundary!r}"
+        size, stride = ("×".join(str(n) for n in numbers) for numbers in (self.kernel_size, self.stride))
+        return f"atoms={self.atoms}, channels={self.channels}, size={size}, stride={stride}, boundary={self.boundary!r}"
 
     def _correlate(self, signal: Tensor, kernels: Tensor) -> Tensor:
         flat, batch = self._flatten(signal)
@@ -310,7 +328,18 @@ def _wrap(signal: Tensor, axis: int, length: int) -> Tensor:
 
 
 def _kernel_size(size: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, Sequence) else (size, size)
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sizes) not in (1, 2, 3):
+        raise ParameterError(f"size has {len(sizes)} entries, {sizes}; expected one, two or three spatial axes")
+    return tuple(require_integer("size", k, minimum=1) for k in sizes)
+
+
+def _kernel_shape(atoms: int, channels: int, size: int | Sequence[int]) -> tuple[int, ...]:
+    return (
+        require_integer("atoms", atoms, minimum=1),
+        require_integer("channels", channels, minimum=1),
+        *_kernel_size(size),
+    )
 
 
 def _known_boundary(boundary: str) -> str:

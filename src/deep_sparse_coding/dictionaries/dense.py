@@ -8,42 +8,71 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..checks import require_float_tensor, require_same_kind, require_trailing
+from ..checks import require_finite_atoms, require_float_tensor, require_integer, require_same_kind, require_trailing
 from ..errors import DictionaryError, DSCWarning, ShapeError
 from . import random as families
 from .base import Dictionary
 from .norms import OperatorNorm, matrix_norm
 
+# Rows of the Gram matrix that are searched for duplicates at a time.
+_DUPLICATE_ROWS = 1024
 
-def prepare_atoms(weight: Tensor, norms: Tensor, cosines: Tensor, normalize: bool) -> Tensor:
+
+def prepare_atoms(name: str, weight: Tensor, axis: int, normalize: bool) -> Tensor:
     """Return the atoms after the checks that all dictionaries share, scaled to unit norm if asked.
 
     Args:
+        name: What the user calls the tensor.
         weight: The tensor of atoms.
-        norms: Their norms, in a shape that broadcasts against `weight`.
-        cosines: Off-diagonal entries of the normalized Gram matrix at lag 0, ``(atoms, atoms)``.
-        normalize: Whether to scale.
+        axis: The axis that counts the atoms.
+        normalize: Whether to scale, in float64 whatever the dtype.
 
     Raises:
-        DictionaryError: An atom is zero.
+        DictionaryError: An entry is not finite, an atom is zero, or its squared norm cannot be represented.
     """
-    flat = norms.flatten()
-    zero = (flat == 0).nonzero().flatten().tolist()
+    require_finite_atoms(name, weight)
+    moved = weight.detach().double().movedim(axis, 0)
+    columns = moved.flatten(1)
+    peaks = columns.abs().amax(1, keepdim=True)
+    zero = (peaks == 0).flatten().nonzero().flatten().tolist()
     if zero:
         raise DictionaryError(
-            f"{_list_atoms(zero)} of {flat.numel()} zero; expected atoms that are not: remove them before building the "
+            f"{_list_atoms(zero)} of {len(columns)} zero; expected atoms that are not: remove them before building the "
             "dictionary"
         )
-    doubled = (cosines.abs() >= 1 - 4 * torch.finfo(weight.dtype).eps).triu(1).nonzero().tolist()
-    if doubled:
-        pairs = ", ".join(f"{i} and {j}" for i, j in doubled[:3]) + (", ..." if len(doubled) > 3 else "")
+    # Scaled by the largest entry first: the squares of an atom of size 1e-200 would all be zero.
+    unit = columns / peaks
+    lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    unit = unit / lengths
+    _warn_of_duplicates(unit, weight.dtype)
+    if normalize:
+        return unit.reshape(moved.shape).movedim(0, axis).to(weight.dtype)
+    norms, limits = (peaks * lengths).flatten(), torch.finfo(weight.dtype)
+    extreme = ((norms < limits.tiny**0.5) | (norms > limits.max**0.5)).nonzero().flatten().tolist()
+    if extreme:
+        raise DictionaryError(
+            f"atom {extreme[0]} of {len(columns)} has norm {norms[extreme[0]]:.3g}, whose square {weight.dtype} cannot "
+            "hold; expected atoms of moderate size: pass normalize=True, or scale them"
+        )
+    return weight
+
+
+def _warn_of_duplicates(unit: Tensor, dtype: torch.dtype) -> None:
+    """Warn of rows that are parallel up to the rounding of `dtype` (1 - cosine is half the angle squared)."""
+    rounding = 16 * torch.finfo(torch.float64).eps * unit.shape[1] ** 0.5 + 4 * torch.finfo(dtype).eps ** 2
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(unit), _DUPLICATE_ROWS):
+        cosines = unit[start : start + _DUPLICATE_ROWS] @ unit.T
+        found = (cosines.abs() >= 1 - rounding).triu(start + 1).nonzero()
+        pairs += [(start + i, j) for i, j in found.tolist()]
+    if pairs:
+        shown = ", ".join(f"{i} and {j}" for i, j in pairs[:3]) + (", ..." if len(pairs) > 3 else "")
         warnings.warn(
-            f"{len(doubled)} pair(s) of atoms are the same up to scale and sign: {pairs}; codes that use them are not "
+            f"{len(pairs)} pair(s) of atoms are the same up to scale and sign: {shown}; codes that use them are not "
             "unique: remove one of each pair",
             DSCWarning,
             stacklevel=4,
         )
-    return weight / norms if normalize else weight
 
 
 def _list_atoms(indices: list[int]) -> str:
@@ -59,7 +88,7 @@ class DenseDictionary(Dictionary):
         normalize: Scale the columns to unit norm.
 
     Raises:
-        DictionaryError: A column is zero or an entry is not finite.
+        DictionaryError: A column is zero, too small or too large for its dtype, or an entry is not finite.
         DtypeError: Not float32 or float64.
         ShapeError: Not two axes.
     """
@@ -72,13 +101,7 @@ class DenseDictionary(Dictionary):
         matrix = require_float_tensor("matrix", matrix)
         if matrix.ndim != 2 or 0 in matrix.shape:
             raise ShapeError(f"matrix has shape {tuple(matrix.shape)}; expected (d, atoms), neither of them 0")
-        require_finite_atoms("matrix", matrix)
-        with torch.no_grad():
-            exact = matrix.detach().double()
-            norms = torch.linalg.vector_norm(exact, dim=0, keepdim=True)
-            scaled = exact / norms.clamp_min(torch.finfo(torch.float64).tiny)
-            cosines = scaled.T @ scaled
-            matrix = prepare_atoms(matrix, norms.to(matrix.dtype), cosines, normalize)
+        matrix = prepare_atoms("matrix", matrix, 1, normalize)
         self.matrix = nn.Parameter(matrix.detach().contiguous().clone(), requires_grad=False)
 
     @classmethod
@@ -86,7 +109,8 @@ class DenseDictionary(Dictionary):
         cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Self:
         """Return Gaussian atoms of unit norm."""
-        return cls(families.to_kind(families.gaussian_atoms((d, atoms), (0,), seed), dtype, device), normalize=True)
+        shape = _matrix_shape(d, atoms)
+        return cls(families.to_kind(families.gaussian_atoms(shape, (0,), seed), dtype, device), normalize=True)
 
     @classmethod
     def dct(cls, d: int, atoms: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
@@ -95,14 +119,15 @@ class DenseDictionary(Dictionary):
         For ``atoms = d`` it is the orthonormal DCT-II. Columns other than the constant one have their mean removed
         where ``atoms > d``, as is the custom (Elad & Aharon 2006).
         """
-        return cls(families.to_kind(families.cosine_atoms(d, atoms), dtype, device), normalize=True)
+        return cls(families.to_kind(families.cosine_atoms(*_matrix_shape(d, atoms)), dtype, device), normalize=True)
 
     @classmethod
     def low_coherence(
         cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Self:
         """Return atoms of low mutual coherence, by alternating projection from a random start (Tropp et al. 2005)."""
-        return cls(families.to_kind(families.low_coherence_frame(d, atoms, seed), dtype, device), normalize=True)
+        shape = _matrix_shape(d, atoms)
+        return cls(families.to_kind(families.low_coherence_frame(*shape, seed), dtype, device), normalize=True)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -131,11 +156,11 @@ class DenseDictionary(Dictionary):
 
     def synthesize(self, codes: Tensor) -> Tensor:
         """Return ``D x``, ``(*batch, d)``, for codes ``(*batch, atoms)``."""
-        return codes @ self.matrix.T
+        return self.check_codes(codes) @ self.matrix.T
 
     def analyze(self, signal: Tensor) -> Tensor:
         """Return ``Dᵀ r``, ``(*batch, atoms)``, for signals ``(*batch, d)``."""
-        return signal @ self.matrix
+        return self.check_signal(signal) @ self.matrix
 
     def signal_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Return ``(d,)``."""
@@ -189,18 +214,8 @@ class DenseDictionary(Dictionary):
         return f"d={self.channels}, atoms={self.atoms}"
 
 
-def require_finite_atoms(name: str, weight: Tensor) -> None:
-    """Raise unless every entry of a tensor of atoms is finite.
-
-    Raises:
-        DictionaryError: With the number and the first place of those that are not.
-    """
-    bad = (~torch.isfinite(weight)).nonzero()
-    if len(bad):
-        raise DictionaryError(
-            f"{name} has {len(bad)} entries that are not finite, the first at {tuple(bad[0].tolist())}; "
-            "expected finite atoms: look for a division by zero where they were made"
-        )
+def _matrix_shape(d: int, atoms: int) -> tuple[int, int]:
+    return require_integer("d", d, minimum=1), require_integer("atoms", atoms, minimum=1)
 
 
 def _require_no_size(size: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ..errors import DSCError, FileFormatError
 from .base import Dictionary
 from .cascade import Cascade, as_cascade
+from .coherence import require_sound_atoms
 from .convolutional import ConvDictionary
 from .dense import DenseDictionary
 
@@ -25,21 +26,28 @@ def save(model: Dictionary | Cascade, path: str | os.PathLike[str]) -> Path:
 
     Args:
         model: What to write.
-        path: Where; a file that is there is replaced, its folder must exist.
+        path: Where; a file that is there is replaced, its folder must exist. A symbolic link is replaced too, and what
+            it points to is left alone.
 
     Returns:
         The path.
 
     Raises:
+        DictionaryError: An atom is zero or not finite, so that the file could not be loaded again.
         FileFormatError: The folder does not exist or cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
     path = Path(path)
     cascade = as_cascade(model)
+    for layer in cascade.layers:
+        require_sound_atoms(layer)
     layers = [_describe(layer) for layer in cascade.layers]
     description = {"version": _VERSION, "cascade": isinstance(model, Cascade), "layers": layers}
-    tensors = {f"layer{j}": layer.weight.detach().cpu().contiguous() for j, layer in enumerate(cascade.layers, start=1)}
+    # Clones: a dictionary that stands in two layers is written twice.
+    tensors = {
+        f"layer{j}": layer.weight.detach().cpu().contiguous().clone() for j, layer in enumerate(cascade.layers, start=1)
+    }
     write_whole(path, to_bytes(tensors, metadata={"format": _FORMAT, "description": json.dumps(description)}))
     return path
 
@@ -74,7 +82,9 @@ def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
         )
     try:
         description = json.loads(metadata["description"])
-        version = int(description["version"])
+        version = description["version"]
+        if type(version) is not int or version < 1:
+            raise FileFormatError(f"{path} has version {version!r}; expected a whole number from 1 to {_VERSION}")
         if version > _VERSION:
             raise FileFormatError(
                 f"{path} has version {version}; this library reads up to {_VERSION}: update deep_sparse_coding"
@@ -89,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
         return Cascade(layers) if whole else layers[0]
     except FileFormatError:
         raise
-    except (DSCError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (DSCError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise FileFormatError(
             f"{path} has a description that does not fit its tensors ({error}); save it again"
         ) from error
@@ -101,24 +111,20 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         FileFormatError: The folder is missing, not writable or full; nothing is left behind.
     """
-    temporary = None
+    # Opened anew ("x"), not by tempfile: the file is to have the permissions that any new file of the user has.
+    temporary = path.parent / f".{uuid.uuid4().hex}.part"
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
-            temporary = file.name
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise FileFormatError(
             f"cannot write {path} ({error}); expected an existing folder with room to write"
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _describe(layer: Dictionary) -> dict[str, Any]:
@@ -130,7 +136,10 @@ def _describe(layer: Dictionary) -> dict[str, Any]:
 def _build(entry: dict[str, Any], weight: torch.Tensor) -> Dictionary:
     kind = entry["kind"]
     if kind == "conv":
-        return ConvDictionary(weight, stride=[int(q) for q in entry["stride"]], boundary=str(entry["boundary"]))
+        stride = entry["stride"]
+        if not isinstance(stride, list) or not all(type(q) is int for q in stride):
+            raise FileFormatError(f"the file describes a stride of {stride!r}; expected a list of whole numbers")
+        return ConvDictionary(weight, stride=stride, boundary=entry["boundary"])
     if kind == "dense":
         return DenseDictionary(weight)
     raise FileFormatError(f"the file describes a dictionary of kind {kind!r}; expected 'dense' or 'conv'")

@@ -41,11 +41,17 @@ def match(dictionary: Dictionary, other: Dictionary) -> Match:
         other: One of the same kind with as many atoms of the same shape.
 
     Returns:
-        Permutation, signs and cosines; kernels may be shifted against each other by multiples of the stride.
+        Permutation, signs and cosines, on the first dictionary's device; kernels may be shifted against each other by
+        multiples of the stride.
 
     Raises:
         DictionaryError: Other shapes or another kind.
     """
+    for given in (dictionary, other):
+        if not isinstance(given, Dictionary):
+            raise DictionaryError(
+                f"cannot match a {type(given).__name__}; expected two dictionaries: of a cascade take .layers[j]"
+            )
     if type(dictionary) is not type(other) or dictionary.weight.shape != other.weight.shape:
         raise DictionaryError(f"cannot match {dictionary!r} with {other!r}; expected the same kind and shape")
     from scipy.optimize import linear_sum_assignment
@@ -56,7 +62,7 @@ def match(dictionary: Dictionary, other: Dictionary) -> Match:
     )
     best = cosines.abs().max(-1)
     signed = cosines.gather(-1, best.indices[..., None])[..., 0]
-    rows, columns = linear_sum_assignment(best.values.cpu().numpy(), maximize=True)
-    permutation = torch.as_tensor(columns)
-    chosen = signed[torch.as_tensor(rows), permutation]
-    return Match(permutation, chosen.sign(), chosen.abs())
+    _, columns = linear_sum_assignment(best.values.cpu().numpy(), maximize=True)
+    permutation = torch.as_tensor(columns, device=signed.device)
+    chosen = signed.gather(1, permutation[:, None])[:, 0]
+    return Match(permutation, torch.where(chosen < 0, -1.0, 1.0).to(chosen.dtype), chosen.abs())

@@ -7,9 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-# The symbol is examined at frequencies whose number times side³ is about this: the price of a tighter bound.
-_SYMBOL_WORK = 1 << 27
-_LARGEST_GRID = 256
+from ..checks import require_finite_atoms
+
+# Frequencies times side³ are at most about this, within 6 and 16 points per lag and axis: the price of a tighter bound.
+_SYMBOL_WORK = 1 << 26
+_COARSEST, _FINEST = 6, 16
+# Symbols are held for that many entries at a time: 64 MB of complex128.
+_CHUNK_ENTRIES = 1 << 22
 
 
 class OperatorNorm(float):
@@ -38,7 +42,12 @@ class OperatorNorm(float):
 
 
 def matrix_norm(matrix: Tensor) -> OperatorNorm:
-    """Return the largest singular value of a matrix, by SVD in float64."""
+    """Return the largest singular value of a matrix, by SVD in float64.
+
+    Raises:
+        DictionaryError: An entry is not finite.
+    """
+    require_finite_atoms("the dictionary", matrix)
     value = torch.linalg.svdvals(matrix.detach().double())[0].item()
     return OperatorNorm(value, exact=True, method="SVD")
 
@@ -49,26 +58,31 @@ def convolution_norm(
     """Return the norm of a strided transposed convolution, or an upper bound of it.
 
     With a circular boundary and the `size` of the code known, D is block-diagonal in the Fourier domain and the norm is
-    the largest norm of a block (the polyphase symbol). Else: without padding D is a restriction of the circular
-    operator on any larger grid, and ``v*S(ω)*S(ω)v`` is a trigonometric polynomial in ω of degree ``L`` per axis, whose
-    maximum over all ω is at most its maximum over N equispaced points times ``1/cos(πL/N)`` per axis (Ehlich & Zeller
-    1964). So one number holds for every size.
+    the largest norm of a block (the polyphase symbol S). Else: without padding D is a restriction of the circular
+    operator on any larger grid, so ``‖D‖² ≤ M = max_ω λ_max(S(ω)*S(ω))``, and N equispaced points per axis bound M:
+    at the maximizer, with its eigenvector v, ``p(ω) = v*S(ω)*S(ω)v`` is along each axis a trigonometric polynomial of
+    degree L with values in ``[0, M]``, so ``p - M/2`` has sup norm M/2 and falls from its maximum no faster than
+    ``(M/2)·cos(Lt)`` (M. Riesz; Ehlich & Zeller 1964). The nearest point is at ``t ≤ π/N``, hence
+    ``M ≤ max over the grid / cos²(πL/2N)`` per axis. So one number holds for every size.
 
     Args:
         kernels: ``(atoms, channels, k, ...)``.
         stride: One per axis.
         size: Spatial size of the code, or None.
         circular: Whether the boundary wraps.
+
+    Raises:
+        DictionaryError: An entry is not finite.
     """
-    axes = len(stride)
-    lags = tuple((k - 1) // q for k, q in zip(kernels.shape[2:], stride, strict=True))
-    side = min(kernels.shape[0], kernels.shape[1] * math.prod(stride))
+    require_finite_atoms("the dictionary", kernels)
     if size is not None and circular:
         largest = _largest_symbol_eigenvalue(kernels, stride, size)
         return OperatorNorm(math.sqrt(largest), exact=True, method=f"Fourier blocks of a circular {size} grid")
-    wanted = int((_SYMBOL_WORK / side**3) ** (1 / axes))
-    grid = tuple(max(4 * lag + 2, min(_LARGEST_GRID, wanted)) if lag else 1 for lag in lags)
-    factor = math.prod(1 / math.cos(math.pi * lag / n) for lag, n in zip(lags, grid, strict=True))
+    lags = tuple((k - 1) // q for k, q in zip(kernels.shape[2:], stride, strict=True))
+    side = min(kernels.shape[0], kernels.shape[1] * math.prod(stride))
+    wanted = int((_SYMBOL_WORK / side**3) ** (1 / len(stride)))
+    grid = tuple(max(_COARSEST * lag, min(_FINEST * lag, wanted)) if lag else 1 for lag in lags)
+    factor = math.prod(math.cos(math.pi * lag / (2 * n)) ** -2 for lag, n in zip(lags, grid, strict=True))
     value = math.sqrt(_largest_symbol_eigenvalue(kernels, stride, grid) * factor) * (1 + 1e-12)
     return OperatorNorm(value, exact=False, method="Fourier blocks with the Ehlich-Zeller factor, for every size")
 
@@ -77,42 +91,40 @@ def _largest_symbol_eigenvalue(kernels: Tensor, stride: tuple[int, ...], grid: t
     """Return the largest eigenvalue of ``S(ω)*S(ω)`` over the DFT frequencies of a code grid."""
     kernels = kernels.detach().double()
     atoms, channels = kernels.shape[:2]
-    axes = tuple(range(2, kernels.ndim))
-    # Polyphase parts: axis of length k becomes (taps, phase); taps wrap onto the grid where they exceed it.
+    # Polyphase parts: an axis of length k becomes (taps, phase).
     parts = kernels
-    for axis, (q, n) in zip(reversed(axes), zip(reversed(stride), reversed(grid), strict=True), strict=True):
-        taps = -(-parts.shape[axis] // q)
-        wraps = -(-taps // n)
-        length = wraps * n * q
-        padding = [0, 0] * (parts.ndim - 1 - axis) + [0, length - parts.shape[axis]]
-        parts = torch.nn.functional.pad(parts, padding).unflatten(axis, (wraps, n, q)).sum(axis)
-    # Now (atoms, channels, n1, q1, n2, q2, ...): transform over the n axes, gather channels and phases.
-    tap_axes = tuple(2 + 2 * i for i in range(len(axes)))
-    phase_axes = tuple(3 + 2 * i for i in range(len(axes)))
-    symbol = torch.fft.rfftn(parts, dim=tap_axes) if parts.numel() else parts.to(torch.complex128)
-    symbol = symbol.permute(*tap_axes, 1, *phase_axes, 0).reshape(-1, channels * math.prod(stride), atoms)
-    if symbol.shape[1] <= symbol.shape[2]:
-        gram = symbol @ symbol.mH
-    else:
-        gram = symbol.mH @ symbol
-    if gram.shape[-1] == 1:
-        return gram.real.max().item()
-    # Frequencies whose bound lies below an eigenvalue found elsewhere are never decomposed: few are left.
-    bound = _power_trace_bound(gram)
+    for axis in reversed(range(2, kernels.ndim)):
+        q = stride[axis - 2]
+        padding = [0, 0] * (parts.ndim - 1 - axis) + [0, -parts.shape[axis] % q]
+        parts = torch.nn.functional.pad(parts, padding).unflatten(axis, (-1, q))
+    # Now (atoms, channels, n1, q1, n2, q2, ...): taps first, then channels with phases, then atoms.
+    tap_axes = tuple(2 + 2 * i for i in range(len(grid)))
+    phase_axes = tuple(3 + 2 * i for i in range(len(grid)))
+    taps = tuple(parts.shape[axis] for axis in tap_axes)
+    rows = channels * math.prod(stride)
+    parts = parts.permute(*tap_axes, 1, *phase_axes, 0).reshape(math.prod(taps), rows * atoms)
+    offsets = torch.cartesian_prod(*(torch.arange(t, dtype=torch.float64) for t in taps)).reshape(-1, len(grid))
+    # S(-ω) is the conjugate of S(ω): half of the last axis says it all.
+    halved = (*grid[:-1], grid[-1] // 2 + 1)
+    turns = [torch.arange(h, dtype=torch.float64) * (-2 * math.pi / n) for h, n in zip(halved, grid, strict=True)]
+    frequencies = torch.cartesian_prod(*turns).reshape(-1, len(grid))
     largest = 0.0
-    for chunk in bound.argsort(descending=True).split(16):
-        if bound[chunk[0]] <= largest:
-            break
-        largest = max(largest, torch.linalg.eigvalsh(gram[chunk]).max().item())
+    for chunk in frequencies.split(max(1, _CHUNK_ENTRIES // (rows * atoms))):
+        angles = (chunk @ offsets.T).to(kernels.device)
+        symbol = torch.complex(angles.cos() @ parts, angles.sin() @ parts).reshape(-1, rows, atoms)
+        gram = symbol @ symbol.mH if rows <= atoms else symbol.mH @ symbol
+        largest = max(largest, _largest_eigenvalue(gram, largest))
     return largest
 
 
-def _power_trace_bound(gram: Tensor, squarings: int = 6) -> Tensor:
-    """Return ``tr(M^p)^{1/p} ≥ λ_max(M)``, p = 2^squarings, for a batch of positive semidefinite matrices."""
-    scale = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
-    power, log_scale = gram / scale[:, None, None], scale.log()
-    for exponent in range(1, squarings + 1):
-        power = power @ power
-        trace = power.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
-        power, log_scale = power / trace[:, None, None], log_scale + trace.log() / 2**exponent
-    return log_scale.exp() * (1 + 1e-12)
+def _largest_eigenvalue(gram: Tensor, known: float) -> float:
+    """Return the larger of `known` and the largest eigenvalue of a batch of positive semidefinite matrices."""
+    if gram.shape[-1] == 1:
+        return max(known, gram.real.max().item())
+    # ‖M²‖_F^{1/2} ≥ λ_max(M): matrices whose bound lies below an eigenvalue found elsewhere are not decomposed.
+    bound = torch.linalg.matrix_norm(gram @ gram).sqrt() * (1 + 1e-12)
+    for chunk in bound.argsort(descending=True).split(16):
+        if bound[chunk[0]] <= known:
+            break
+        known = max(known, torch.linalg.eigvalsh(gram[chunk]).max().item())
+    return known

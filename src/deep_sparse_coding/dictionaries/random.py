@@ -11,12 +11,13 @@ from torch import Tensor
 from ..checks import require_integer
 from ..errors import ParameterError
 
-_CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
 
 def generator(seed: int) -> torch.Generator:
     """Return a CPU generator; the global one is never read."""
-    return torch.Generator().manual_seed(require_integer("seed", seed, minimum=0))
+    seed = require_integer("seed", seed, minimum=0)
+    if seed >= 1 << 64:
+        raise ParameterError(f"seed is {seed}; expected a number below 2⁶⁴")
+    return torch.Generator().manual_seed(seed)
 
 
 def to_kind(atoms: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
@@ -26,8 +27,6 @@ def to_kind(atoms: Tensor, dtype: torch.dtype | None, device: torch.device | Non
 
 def gaussian_atoms(shape: tuple[int, ...], axes: tuple[int, ...], seed: int) -> Tensor:
     """Return Gaussian entries, scaled to unit norm over `axes`."""
-    for name, size in zip(("size",) * len(shape), shape, strict=True):
-        require_integer(name, size, minimum=1)
     atoms = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
     return atoms / torch.linalg.vector_norm(atoms, dim=axes, keepdim=True)
 
@@ -83,19 +82,39 @@ def low_coherence_frame(d: int, atoms: int, seed: int, rounds: int = 150) -> Ten
 
 def lag_correlations(kernels: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Return ``⟨d_i, d_l shifted⟩`` at all lags that are multiples of the stride, own entries at lag 0 set to 0."""
-    padding: list[int] = []
-    for k, q in zip(reversed(kernels.shape[2:]), reversed(stride), strict=True):
-        padding += [(k - 1) // q * q] * 2
-    gram = _CORRELATE[len(stride)](F.pad(kernels, padding), kernels, stride=stride).flatten(2)
+    gram = cross_correlations(kernels, kernels, stride)
     own = torch.zeros_like(gram, dtype=torch.bool)
     own[:, :, gram.shape[2] // 2] = torch.eye(len(kernels), dtype=torch.bool)
     return gram.masked_fill(own, 0.0)
+
+
+def cross_correlations(first: Tensor, second: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Return ``⟨first_i, second_l shifted⟩`` at all lags that are multiples of the stride, ``(i, l, lags)``.
+
+    One matrix product of unfolded kernels: for kernels this small, and backward too, far cheaper than a convolution.
+    """
+    axes = len(stride)
+    padding: list[int] = []
+    for k, q in zip(reversed(first.shape[2:]), reversed(stride), strict=True):
+        padding += [(k - 1) // q * q] * 2
+    windows = F.pad(first, padding)
+    for axis, (k, q) in enumerate(zip(first.shape[2:], stride, strict=True), start=2):
+        windows = windows.unfold(axis, k, q)
+    windows = windows.movedim(1, 1 + axes).flatten(1, axes).flatten(2)
+    return (windows @ second.flatten(1).T).mT
 
 
 def low_coherence_kernels(shape: tuple[int, ...], stride: tuple[int, ...], seed: int, rounds: int = 300) -> Tensor:
     """Return kernels of small correlation at all lags, by descent on a smooth maximum that sharpens as it goes."""
     axes = tuple(range(1, len(shape)))
     kernels = gaussian_atoms(shape, axes, seed)
+    # Callers may have switched gradients off; these are this function's own.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _descend(kernels, stride, rounds)
+
+
+def _descend(kernels: Tensor, stride: tuple[int, ...], rounds: int) -> Tensor:
+    axes = tuple(range(1, kernels.ndim))
     free = kernels.clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.05)
     best, best_coherence = kernels, lag_correlations(kernels, stride).abs().max().item()
@@ -118,11 +137,10 @@ def spread_sparse_kernels(
 ) -> Tensor:
     """Return sparse kernels, each chosen among random candidates as the one least like those before it and itself."""
     drawn = sparse_atoms((shape[0] * candidates, *shape[1:]), nonzeros, seed)
-    chosen: list[Tensor] = []
+    chosen = drawn[:0]
     for group in drawn.reshape(shape[0], candidates, *shape[1:]):
-        scores = []
-        for candidate in group:
-            gram = lag_correlations(torch.stack([candidate, *chosen]), stride)
-            scores.append(gram[0].abs().max().item())
-        chosen.append(group[scores.index(min(scores))])
-    return torch.stack(chosen)
+        scores = torch.stack([lag_correlations(candidate[None], stride).abs().max() for candidate in group])
+        if len(chosen):
+            scores = torch.maximum(scores, cross_correlations(group, chosen, stride).abs().amax((1, 2)))
+        chosen = torch.cat([chosen, group[scores.argmin()][None]])
+    return chosen

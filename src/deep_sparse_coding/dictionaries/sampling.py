@@ -79,11 +79,13 @@ def sample(
     amplitude = require_number("amplitude", amplitude, minimum=0, strict=True)
     rng = generator(seed)
     deepest = cascade.layers[-1]
-    event = deepest.code_shape() if deepest.event_axes == 1 else (deepest.atoms, *size)
-    deepest.signal_shape(tuple(size))
+    event = deepest.code_shape(deepest.signal_shape(tuple(size))[1:])
     places = math.prod(event)
     if limits[-1] > places:
         raise ParameterError(f"sparsity of the deepest layer is {limits[-1]}; expected at most its {places} places")
+    limits_of_dtype = torch.finfo(deepest.dtype)
+    if not 2 * limits_of_dtype.tiny <= amplitude <= limits_of_dtype.max / 2:
+        raise ParameterError(f"amplitude is {amplitude}; expected one that {deepest.dtype} can hold")
     codes = torch.zeros(batch, places, dtype=torch.float64)
     for row in codes:
         chosen = torch.randperm(places, generator=rng)[: limits[-1]]

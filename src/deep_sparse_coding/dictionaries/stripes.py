@@ -53,11 +53,22 @@ def place_sparsity(dictionary: Dictionary, codes_below: Tensor) -> Tensor:
 def covering_bound(below: Dictionary, dictionary: Dictionary, stripes: int) -> int:
     """Return the bound of ``p_{j-1}`` by stripes of layer j - 1: cover a place of layer j with stripes.
 
-    ``p_{j-1} ≤ Π ⌈k_j/(2L_{j-1}+1)⌉ · ‖x_{j-1}‖_{0,∞}`` (dense: the count itself).
+    ``p_{j-1} ≤ Π ⌈k_j/(2L_{j-1}+1)⌉ · ‖x_{j-1}‖_{0,∞}`` (dense: the count itself). Where places wrap around a grid
+    whose stripes do not, a place falls into two pieces per axis, which take one stripe more.
+
+    Args:
+        below: The dictionary of layer j - 1.
+        dictionary: The dictionary of layer j.
+        stripes: ``‖x_{j-1}‖_{0,∞}``.
+
+    Source: section 0 of docs/theory.md.
     """
     if not isinstance(dictionary, ConvDictionary) or not isinstance(below, ConvDictionary):
         return stripes
-    covers = math.prod(-(-k // (2 * lag + 1)) for k, lag in zip(dictionary.kernel_size, below.lags, strict=True))
+    torn = dictionary.boundary == "circular" and below.boundary != "circular"
+    covers = math.prod(
+        -(-k // (2 * lag + 1)) + (torn and k > 1) for k, lag in zip(dictionary.kernel_size, below.lags, strict=True)
+    )
     return min(covers * stripes, dictionary.analysis_terms)
 
 

@@ -17,7 +17,6 @@ the last bit for any batch size and thread count.
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -142,7 +141,7 @@ def _remove(U: Floats, A: NDArray[np.uint32], n: int, rows: int, p: int) -> None
 
 
 @_jit
-def _move(G, A, n, step, v, x, g, size):  # noqa: ANN001, ANN202
+def _move(G, A, n, step, v, x, g, size):
     """x[A] += step·v and g -= step·G[:, A]v on the working set."""
     for k in range(n):
         v[k] *= step
@@ -151,7 +150,7 @@ def _move(G, A, n, step, v, x, g, size):  # noqa: ANN001, ANN202
 
 
 @_jit
-def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):  # noqa: ANN001, ANN202
+def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):
     """Minimize over the support A with its signs kept; an atom that reaches zero leaves A, and the rest goes on.
 
     The step Δ solves G_AA Δ = g_A - w_A·sign(x_A), a correction, so that rounding of earlier solves is repaired.
@@ -221,7 +220,7 @@ def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):  # noqa
 
 
 @_jit
-def _sweep(G, x, g, w, size, nonnegative):  # noqa: ANN001, ANN202
+def _sweep(G, x, g, w, size, nonnegative):
     """One sweep of cyclic coordinate descent on the working set."""
     for k in range(size):
         q = G[k, k]
@@ -262,7 +261,7 @@ def _solve_chunk(
     passes,
     grow_share,
     skip,
-):  # noqa: ANN001, ANN202
+):
     d, m = D.shape
     lazy = gram.shape[0] == 0
     warm = start.shape[0] > 0

@@ -1,0 +1,16 @@
+"""What is minimized, and the certificate that says how well."""
+
+from .base import Blocks as Blocks
+from .base import Codes as Codes
+from .base import ConvexProblem as ConvexProblem
+from .base import Problem as Problem
+from .base import StandardForm as StandardForm
+from .certificate import Certificate as Certificate
+from .certificate import assess as assess
+from .certificate import assess_form as assess_form
+from .certificate import combine as combine
+from .dual import DualPoint as DualPoint
+from .dual import dual_point as dual_point
+from .joint import JointLasso as JointLasso
+from .lasso import Lasso as Lasso
+from .layered import LayeredLasso as LayeredLasso

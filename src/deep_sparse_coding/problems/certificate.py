@@ -1,0 +1,98 @@
+"""The one assessor: objective, dual value and duality gap of any codes, in float64, from the codes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Codes, ConvexProblem, Problem, StandardForm, form_objective, squared_norm
+from .dual import dual_point
+from .layered import LayeredLasso
+from .operators import Blocks
+
+# The relative gap is measured against the objective, but not below this share of ½‖b‖²: an objective of rounding size
+# (an exact fit without penalty) cannot be resolved any further.
+_OBJECTIVE_FLOOR = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What is proved about codes, per sample, float64.
+
+    Attributes:
+        objective: ``P(x)``.
+        dual: ``D(θ) ≤ P*`` at a feasible dual point.
+        gap: ``P(x) - D(θ) ≥ P(x) - P*``, computed term by term so that nothing cancels.
+        relative_gap: ``gap / P(x)``; 0 where both are 0; for a layered problem the largest over the layers.
+        layers: For a layered problem the certificate of every layer, else empty.
+    """
+
+    objective: Tensor
+    dual: Tensor
+    gap: Tensor
+    relative_gap: Tensor
+    layers: tuple[Certificate, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.gap.numel():
+            return "certificate of an empty batch"
+        return (
+            f"{self.gap.numel()} sample(s) · objective ≤ {self.objective.max():.6g} · gap ≤ {self.gap.max():.3g} · "
+            f"relative gap ≤ {self.relative_gap.max():.3g}"
+        )
+
+
+def assess_form(form: StandardForm, codes: Blocks) -> Certificate:
+    """Return the certificate of flat codes, computed in float64 whatever their precision."""
+    form = form.cast(torch.float64)
+    codes = tuple(block.double() for block in codes)
+    point = dual_point(form, codes)
+    objective = form_objective(form, codes, point.residual)
+    floor = _OBJECTIVE_FLOOR * 0.5 * squared_norm(form.data)
+    scale = torch.maximum(objective, floor)
+    relative = torch.where((point.gap == 0) & torch.isfinite(objective), 0.0, point.gap / scale)
+    return Certificate(objective, objective - point.gap, point.gap, relative)
+
+
+def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
+    """Return the certificate of codes from anywhere, in the signal's batch shape.
+
+    Args:
+        problem: A Lasso, a joint or a layered problem.
+        signal: ``(*batch, ...)``.
+        codes: As the problem's solutions have them: a tensor, or a tuple with one per layer.
+
+    Raises:
+        DSCError: Shapes, dtypes or devices that do not fit.
+    """
+    signal = problem.check_signal(signal)
+    batch = problem.batch_shape(signal)
+    blocks = problem.pack(codes, signal)
+    with torch.no_grad():
+        if isinstance(problem, ConvexProblem):
+            return _reshape(assess_form(problem.form(signal), blocks), batch)
+        if isinstance(problem, LayeredLasso):
+            return combine([assess(stage, z, x) for stage, x, z in problem.by_layer(codes, signal)])
+    raise TypeError(f"no certificate for a {type(problem).__name__}")
+
+
+def combine(layers: list[Certificate]) -> Certificate:
+    """Return the certificate of a layered problem: sums over the layers, and the largest of their relative gaps."""
+    return Certificate(
+        torch.stack([layer.objective for layer in layers]).sum(0),
+        torch.stack([layer.dual for layer in layers]).sum(0),
+        torch.stack([layer.gap for layer in layers]).sum(0),
+        torch.stack([layer.relative_gap for layer in layers]).amax(0),
+        tuple(layers),
+    )
+
+
+def _reshape(certificate: Certificate, batch: tuple[int, ...]) -> Certificate:
+    return Certificate(
+        certificate.objective.reshape(batch),
+        certificate.dual.reshape(batch),
+        certificate.gap.reshape(batch),
+        certificate.relative_gap.reshape(batch),
+    )

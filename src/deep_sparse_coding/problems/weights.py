@@ -1,0 +1,150 @@
+"""How lam and weights become one weight per code entry: a number, one per sample, or one per atom."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deep_sparse_coding.checks import require_float_tensor, require_number
+from deep_sparse_coding.dictionaries import Dictionary
+from deep_sparse_coding.errors import DictionaryError, DtypeError, ParameterError, ShapeError
+
+
+def check_dictionary(name: str, value: object) -> Dictionary:
+    """Return `value` if it is a dictionary.
+
+    Raises:
+        DictionaryError: It is something else, such as a bare matrix.
+    """
+    if not isinstance(value, Dictionary):
+        raise DictionaryError(
+            f"{name} is a {type(value).__name__}; expected a dictionary: use dsc.DenseDictionary(matrix) or "
+            "dsc.ConvDictionary(kernels)"
+        )
+    return value
+
+
+def check_lam(name: str, lam: object) -> float | Tensor:
+    """Return lam as a number, or as a tensor whose entries are at or above 0 (inf allowed).
+
+    Raises:
+        ParameterError: Negative or NaN.
+    """
+    if isinstance(lam, Tensor) and lam.ndim:
+        lam = require_float_tensor(name, lam).detach()
+        bad = ~(lam >= 0)
+        if bool(bad.any()):
+            where = tuple(bad.nonzero()[0].tolist())
+            raise ParameterError(
+                f"{name} has {int(bad.sum())} entries that are negative or NaN, the first at {where}: "
+                f"{float(lam[where])}; expected entries of at least 0"
+            )
+        return lam
+    return require_number(name, lam, minimum=0.0, finite=False)
+
+
+def check_mask(mask: object, dictionary: Dictionary) -> Tensor | None:
+    """Return a mask as numbers in the dictionary's dtype.
+
+    Raises:
+        DtypeError: Not a tensor of booleans or numbers.
+        ParameterError: Entries that are negative or not finite.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise DtypeError(f"mask is {type(mask).__name__}; expected a tensor of booleans (True = observed) or weights")
+    mask = mask.detach().to(dtype=dictionary.dtype, device=dictionary.device)
+    if not bool((torch.isfinite(mask) & (mask >= 0)).all()):
+        raise ParameterError("mask has entries that are negative or not finite; expected True and False, or 0 and 1")
+    return mask
+
+
+def flatten_mask(mask: Tensor | None, signal: Tensor, event_axes: int) -> Tensor | None:
+    """Return the mask as ``(1 or batch, *signal)`` for a signal ``(*batch, *signal)``.
+
+    Raises:
+        ShapeError: It does not broadcast against the signal.
+    """
+    if mask is None:
+        return None
+    event, batch = signal.shape[signal.ndim - event_axes :], signal.shape[: signal.ndim - event_axes]
+    shared = mask.ndim <= event_axes
+    target = event if shared else signal.shape
+    try:
+        full = mask.expand(target)
+    except RuntimeError:
+        raise ShapeError(
+            f"mask has shape {tuple(mask.shape)}; expected one that broadcasts against a signal of shape "
+            f"{tuple(signal.shape)}"
+        ) from None
+    return full[None] if shared else full.reshape(math.prod(batch), *event)
+
+
+def flatten_weights(
+    name: str,
+    lam: float | Tensor,
+    weights: Tensor | None,
+    dictionary: Dictionary,
+    batch_shape: tuple[int, ...],
+    code_shape: tuple[int, ...],
+) -> Tensor:
+    """Return ``lam · weights`` as ``(1 or batch, ...)``, to broadcast against codes ``(batch, *code_shape)``.
+
+    A tensor lam of the batch's shape is one number per sample; of shape ``(atoms,)`` or of a code's shape one per atom.
+
+    Raises:
+        ParameterError: Both readings fit.
+        ShapeError: Neither does.
+    """
+    kind = {"dtype": dictionary.dtype, "device": dictionary.device}
+    ones = (1,) * (len(code_shape) - 1)
+    scale = torch.ones((1,) * (1 + len(code_shape)), **kind)
+    if weights is not None:
+        scale = scale * _per_atom("weights", weights.to(**kind), code_shape)
+    if not isinstance(lam, Tensor):
+        return _multiply(scale, torch.tensor(lam, **kind))
+    lam = lam.to(**kind)
+    samples = math.prod(batch_shape)
+    per_sample_singleton = lam.shape == (*batch_shape, *(1,) * len(code_shape)) and lam.ndim > len(code_shape)
+    per_sample = per_sample_singleton or (tuple(lam.shape) == batch_shape and lam.ndim > 0)
+    per_atom = lam.ndim <= len(code_shape) and _fits_atoms(lam, code_shape)
+    if per_sample and per_atom and not per_sample_singleton:
+        shape = (*batch_shape, *(1,) * len(code_shape))
+        raise ParameterError(
+            f"{name} of shape {tuple(lam.shape)} could be one number per sample or one per atom; "
+            f"expected one reading: reshape it to {shape} for samples, or pass weights= for atoms"
+        )
+    if per_sample:
+        return _multiply(scale, lam.reshape(samples, 1, *ones))
+    if per_atom:
+        return _multiply(scale, _per_atom(name, lam, code_shape))
+    raise ShapeError(
+        f"{name} has shape {tuple(lam.shape)}; expected a number, {batch_shape} (one per sample), "
+        f"({code_shape[0]},) (one per atom) or {code_shape} (one per entry)"
+    )
+
+
+def _multiply(first: Tensor, second: Tensor) -> Tensor:
+    """Return the product where a factor 0 beats inf: an unpenalized entry stays unpenalized."""
+    return torch.where((first == 0) | (second == 0), 0.0, first * second)
+
+
+def _fits_atoms(values: Tensor, code_shape: tuple[int, ...]) -> bool:
+    if values.ndim == 1 and len(values) == code_shape[0]:
+        return True
+    sizes = zip(values.shape, code_shape, strict=False)
+    return values.ndim == len(code_shape) and all(n in (1, size) for n, size in sizes)
+
+
+def _per_atom(name: str, values: Tensor, code_shape: tuple[int, ...]) -> Tensor:
+    if not _fits_atoms(values, code_shape):
+        raise ShapeError(
+            f"{name} has shape {tuple(values.shape)}; expected ({code_shape[0]},) (one per atom) or {code_shape} "
+            "(one per entry)"
+        )
+    if values.ndim == 1:
+        values = values.reshape(-1, *(1,) * (len(code_shape) - 1))
+    return values[None]

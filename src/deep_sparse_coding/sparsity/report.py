@@ -1,0 +1,214 @@
+"""The report on sparsity: one row per layer, running sums behind it, an aligned table in print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NameMatchError, ShapeError, near_misses
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """The measures of one layer over all calls that were seen.
+
+    Attributes:
+        name: The name of the module in the model.
+        kind: The name of its type.
+        calls: How often it ran.
+        entries: How many entries it put out in all.
+        zero_fraction: The fraction of them that is zero; NaN where it did not run.
+        hoyer: The mean over samples of Hoyer's sparsity, without those where it is undefined; NaN if none is left.
+        l1_per_entry: The mean absolute entry.
+        channels: The number of channels, or None where it differed from call to call.
+        dead_channels: How many channels were zero at all entries seen, or None where `channels` is None.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    entries: int
+    zero_fraction: float
+    hoyer: float
+    l1_per_entry: float
+    channels: int | None
+    dead_channels: int | None
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Sparsity layer by layer.
+
+    Attributes:
+        layers: One row per layer, in the order of the model.
+    """
+
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def zero_fraction(self) -> float:
+        """The fraction of zeros among all entries of all layers."""
+        ran = [row for row in self.layers if row.entries]
+        entries = sum(row.entries for row in ran)
+        return sum(row.zero_fraction * row.entries for row in ran) / entries if entries else math.nan
+
+    def __getitem__(self, name: str) -> LayerSparsity:
+        """Return the row of one layer.
+
+        Raises:
+            NameMatchError: There is no such layer in the report.
+        """
+        for row in self.layers:
+            if row.name == name:
+                return row
+        known = [row.name for row in self.layers]
+        raise NameMatchError(f"the report has no layer {name!r}{near_misses(name, known)}; it has: {known}")
+
+    def __iter__(self) -> Iterator[LayerSparsity]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and texts that JSON can hold; what is NaN or infinite becomes None."""
+        rows = [{key: _finite_or_none(value) for key, value in asdict(row).items()} for row in self.layers]
+        return {"zero_fraction": _finite_or_none(self.zero_fraction), "layers": rows}
+
+    def __str__(self) -> str:
+        head = ("layer", "type", "calls", "zeros", "Hoyer", "l1 per entry", "dead channels")
+        body = [
+            (
+                row.name or "(model)",
+                row.kind,
+                str(row.calls),
+                _number(100 * row.zero_fraction, ".1f", " %"),
+                _number(row.hoyer, ".3f"),
+                _number(row.l1_per_entry, ".3e"),
+                "–" if row.channels is None else f"{row.dead_channels} of {row.channels}",
+            )
+            for row in self.layers
+        ]
+        last = ("all", "", "", _number(100 * self.zero_fraction, ".1f", " %"), "", "", "")
+        table = [head, *body, last]
+        widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        rule = "─" * max(len(line) for line in lines)
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+class LayerStatistics:
+    """Running sums of one layer: memory does not grow with the number of calls, and no call waits for the device."""
+
+    def __init__(self, name: str, kind: str, *, tol: float, batch_axis: int, channel_axis: int) -> None:
+        self._name, self._kind, self._tol = name, kind, tol
+        self._batch_axis, self._channel_axis = batch_axis, channel_axis
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        self._calls = self._entries = 0
+        self._l1: Tensor | None = None
+        self._nonzeros: Tensor | None = None  # per channel
+        self._ratios: dict[int, tuple[Tensor, Tensor]] = {}  # entries of a sample: sum and number of ‖x‖_1/‖x‖_2
+        self._same_channels = True
+
+    def update(self, absolute: Tensor) -> Tensor:
+        """Take in the absolute values of one output, in float32 or float64; the tensor is overwritten.
+
+        Returns:
+            Their sum.
+
+        Raises:
+            ShapeError: The output has no such channel axis.
+        """
+        ndim = absolute.ndim
+        if ndim == 1:
+            absolute, ndim = absolute.unsqueeze(1), 2
+            batch, channel = 0, 1
+        else:
+            batch, channel = self._batch_axis % ndim, self._channel_axis
+            if not -ndim <= channel < ndim or channel % ndim == batch:
+                raise ShapeError(
+                    f"'{self._name}' put out the shape {tuple(absolute.shape)}, and channel_axis is {channel} with "
+                    f"batch_axis {batch}; expected another axis of it: set channel_axis, or measure=False"
+                )
+            channel %= ndim
+        samples = absolute.shape[batch]
+        size = absolute.numel() // samples if samples else 0
+        others = tuple(axis for axis in range(ndim) if axis not in (batch, channel))
+        # Rows: one number per sample and channel; everything else is worked out from these few.
+        if others:
+            # Large temporaries cost more than the arithmetic, so the last one is written over the argument.
+            l1, squares = absolute.sum(others), absolute.square().sum(others)
+            nonzeros = (absolute.sign_() if self._tol == 0 else absolute > self._tol).sum(others, dtype=absolute.dtype)
+        else:
+            l1, squares, nonzeros = absolute, absolute.square(), (absolute > self._tol).to(absolute.dtype)
+        if channel < batch:
+            l1, squares, nonzeros = l1.T, squares.T, nonzeros.T
+        # Sums over many steps would lose digits in float32; Apple's devices have nothing longer.
+        wide = torch.float32 if absolute.device.type == "mps" else torch.float64
+        sample_l1 = l1.sum(1)
+        total = sample_l1.sum()
+        self._calls += 1
+        self._entries += absolute.numel()
+        self._l1 = _add(self._l1, total.to(wide))
+        per_channel = nonzeros.sum(0, dtype=wide)
+        if self._nonzeros is not None and self._nonzeros.shape != per_channel.shape:
+            self._same_channels = False
+            self._nonzeros, per_channel = self._nonzeros.sum(0, keepdim=True), per_channel.sum(0, keepdim=True)
+        self._nonzeros = _add(self._nonzeros, per_channel)
+        ratio = sample_l1 / squares.sum(1).sqrt()  # NaN for x = 0, which the sum leaves out
+        old_sum, old_count = self._ratios.get(size, (None, None))
+        self._ratios[size] = (_add(old_sum, ratio.nansum(dtype=wide)), _add(old_count, sample_l1.count_nonzero()))
+        return total
+
+    @property
+    def calls(self) -> int:
+        """How many outputs were taken in."""
+        return self._calls
+
+    def row(self) -> LayerSparsity:
+        """Return the measures of all that was seen since the start or `reset`."""
+        entries, nan = self._entries, math.nan
+        nonzeros = nan if self._nonzeros is None else float(self._nonzeros.sum())
+        l1 = nan if self._l1 is None else float(self._l1)
+        defined = [(size, float(total), int(count)) for size, (total, count) in self._ratios.items() if size > 1]
+        counted = sum(count for _, _, count in defined)
+        # The mean of (√n - ratio)/(√n - 1) over samples, from the sums of the ratios.
+        sparsity = sum((count * math.sqrt(size) - total) / (math.sqrt(size) - 1) for size, total, count in defined)
+        channels = self._nonzeros.numel() if self._nonzeros is not None and self._same_channels else None
+        return LayerSparsity(
+            name=self._name,
+            kind=self._kind,
+            calls=self._calls,
+            entries=entries,
+            zero_fraction=1 - nonzeros / entries if entries else nan,
+            hoyer=sparsity / counted if counted else nan,
+            l1_per_entry=l1 / entries if entries else nan,
+            channels=channels,
+            dead_channels=None if channels is None or self._nonzeros is None else int((self._nonzeros == 0).sum()),
+        )
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total + part.to(total.device)
+
+
+def _number(value: float, form: str, unit: str = "") -> str:
+    return "–" if math.isnan(value) else format(value, form) + unit
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
