@@ -148,8 +148,7 @@ def require_trailing(name: str, value: Tensor, expected: tuple[int | None, ...],
         ShapeError: Too few axes, or a size that differs.
     """
     axes = len(expected)
-    tail = tuple(value.shape[value.ndim - axes :]) if value.ndim >= axes else ()
-    fits = len(tail) == axes and all(want is None or want == have for want, have in zip(expected, tail, strict=True))
-    if not fits:
+    tail = value.shape[value.ndim - axes :] if value.ndim >= axes else ()
+    if len(tail) != axes or any(want != have for want, have in zip(expected, tail, strict=True) if want is not None):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
         raise ShapeError(f"{name} has shape {tuple(value.shape)}; expected (*batch, {wanted}): {meaning}")

@@ -61,15 +61,19 @@ def test_autocast_computes_value_and_gradient_in_float32(inplace: bool) -> None:
     assert penalty.report()["1"].zero_fraction == pytest.approx((output == 0).float().mean().item())
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("save_signs", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_checkpointing_counts_once_and_has_the_same_gradient(save_signs: bool, inplace: bool) -> None:
+def test_checkpointing_counts_once_and_has_the_same_gradient(save_signs: bool, inplace: bool, together: bool) -> None:
     net, x = network(inplace=inplace), signals()
     expected_value, expected = plain(net, x)
     with ActivationPenalty(net, [nn.ReLU], 0.1, save_signs=save_signs) as penalty:
         for step in range(3):
             net.zero_grad()
-            y = net[4:](checkpoint(net[2:4], checkpoint(net[:2], x, use_reentrant=False), use_reentrant=False))
+            if together:
+                y = net[4:](checkpoint(net[:4], x, use_reentrant=False))
+            else:
+                y = net[4:](checkpoint(net[2:4], checkpoint(net[:2], x, use_reentrant=False), use_reentrant=False))
             value = penalty.value()
             torch.testing.assert_close(value.detach(), expected_value)
             (y.sum() + value).backward()
@@ -165,6 +169,16 @@ def test_model_copies_and_pickles_inside_and_after() -> None:
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert all(not module._forward_hooks for module in twin.modules())
         torch.testing.assert_close(plain(twin, x)[0], expected)
+
+
+def test_hook_that_is_called_after_the_context_does_nothing() -> None:
+    """Compiled code may hold on to a hook that was removed."""
+    net, x = network(), signals()
+    with ActivationPenalty(net, [nn.ReLU], 0.1) as penalty:
+        hook = next(iter(net[1]._forward_hooks.values()))
+        net(x)
+    hook(net[1], (x,), x)
+    assert penalty.report()["1"].calls == 1
 
 
 def test_two_penalties_at_once_do_not_mix() -> None:

@@ -115,6 +115,7 @@ def test_model_must_be_a_module() -> None:
 def test_settings_prefer_exact_names() -> None:
     names = ["features.1", "features.2", "head"]
     assert match_settings({"*": 1.0, "head": 2.0}, names, "weight") == {"features.1": 1, "features.2": 1, "head": 2}
+    assert match_settings({"1": 2.0, "?": 1.0}, ["1", "3"], "weight") == {"1": 2, "3": 1}
 
 
 def test_settings_must_match_cover_and_agree() -> None:

@@ -19,6 +19,7 @@ from .norms import OperatorNorm, convolution_norm
 
 _CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_FOLD_CHANNELS = 2
 _AXIS_NAMES = {1: ("L",), 2: ("H", "W"), 3: ("T", "H", "W")}
 
 
@@ -226,15 +227,17 @@ class ConvDictionary(Dictionary):
     def check_signal(self, signal: object) -> Tensor:
         """Return `signal` if it is ``(*batch, channels, H, W)`` of a size that a code grid makes, else raise."""
         tensor = require_float_tensor("signal", signal)
-        names = ", ".join(_AXIS_NAMES[self.axes])
         require_trailing(
             "signal",
             tensor,
             (self.channels, *(None,) * self.axes),
-            f"the kernels have {self.channels} channel(s) and are laid over {names}",
+            f"the kernels have {self.channels} channel(s) and are laid over {', '.join(_AXIS_NAMES[self.axes])}",
         )
         require_same_kind("signal", tensor, "the dictionary", self.kernels)
-        self.code_shape(tuple(tensor.shape[-self.axes :]))
+        shape, ring = self.kernels.shape[2:], self.boundary == "circular"
+        grids = zip(tensor.shape[-len(shape) :], self.stride, shape, strict=True)
+        if any(n < k or (n - (0 if ring else k)) % q for n, q, k in grids):
+            self.code_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
         return tensor
 
     def check_codes(self, codes: object) -> Tensor:
@@ -242,7 +245,10 @@ class ConvDictionary(Dictionary):
         tensor = require_float_tensor("codes", codes)
         require_trailing("codes", tensor, (self.atoms, *(None,) * self.axes), f"{self.atoms} is the number of kernels")
         require_same_kind("codes", tensor, "the dictionary", self.kernels)
-        self.signal_shape(tuple(tensor.shape[-self.axes :]))
+        shape, ring = self.kernels.shape[2:], self.boundary == "circular"
+        grids = zip(tensor.shape[-len(shape) :], self.stride, shape, strict=True)
+        if any(n * q < (k if ring else 1) for n, q, k in grids):
+            self.signal_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
         return tensor
 
     # ------------------------------------------------------------------ the operator
@@ -250,7 +256,7 @@ class ConvDictionary(Dictionary):
     def synthesize(self, codes: Tensor) -> Tensor:
         """Return ``D x``, ``(*batch, channels, H, W)``, for codes ``(*batch, atoms, h, w)``."""
         flat, batch = self._flatten(self.check_codes(codes))
-        signal = _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
+        signal = self._spread(flat)
         if self.boundary == "circular":
             for axis, (n, q) in enumerate(zip(codes.shape[-self.axes :], self.stride, strict=True), start=2):
                 signal = _wrap(signal, axis, n * q)
@@ -313,6 +319,14 @@ class ConvDictionary(Dictionary):
                 flat = flat.index_select(axis, reach)
         codes = _CORRELATE[self.axes](flat, kernels, stride=self.stride)
         return codes.reshape(*batch, *codes.shape[1:])
+
+    def _spread(self, flat: Tensor) -> Tensor:
+        if self.axes == 2 and self.channels <= _FOLD_CHANNELS and flat.device.type == "cpu" and flat.numel():
+            # One matrix product and one fold: on a CPU twice as fast as a transposed convolution to few channels.
+            columns = self.kernels.flatten(1).T @ flat.flatten(2)
+            grown = zip(flat.shape[2:], self.stride, self.kernel_size, strict=True)
+            return F.fold(columns, [(n - 1) * q + k for n, q, k in grown], self.kernel_size, stride=self.stride)
+        return _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
 
     def _flatten(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         batch = tuple(tensor.shape[: tensor.ndim - self.event_axes])

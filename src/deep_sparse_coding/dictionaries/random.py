@@ -93,15 +93,19 @@ def cross_correlations(first: Tensor, second: Tensor, stride: tuple[int, ...]) -
 
     One matrix product of unfolded kernels: for kernels this small, and backward too, far cheaper than a convolution.
     """
+    return (_windows(first, stride) @ second.flatten(1).T).mT
+
+
+def _windows(kernels: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Return what every shift of a kernel's support sees of each kernel, ``(kernels, lags, entries)``."""
     axes = len(stride)
     padding: list[int] = []
-    for k, q in zip(reversed(first.shape[2:]), reversed(stride), strict=True):
+    for k, q in zip(reversed(kernels.shape[2:]), reversed(stride), strict=True):
         padding += [(k - 1) // q * q] * 2
-    windows = F.pad(first, padding)
-    for axis, (k, q) in enumerate(zip(first.shape[2:], stride, strict=True), start=2):
+    windows = F.pad(kernels, padding)
+    for axis, (k, q) in enumerate(zip(kernels.shape[2:], stride, strict=True), start=2):
         windows = windows.unfold(axis, k, q)
-    windows = windows.movedim(1, 1 + axes).flatten(1, axes).flatten(2)
-    return (windows @ second.flatten(1).T).mT
+    return windows.movedim(1, 1 + axes).flatten(1, axes).flatten(2)
 
 
 def low_coherence_kernels(shape: tuple[int, ...], stride: tuple[int, ...], seed: int, rounds: int = 300) -> Tensor:
@@ -139,8 +143,11 @@ def spread_sparse_kernels(
     drawn = sparse_atoms((shape[0] * candidates, *shape[1:]), nonzeros, seed)
     chosen = drawn[:0]
     for group in drawn.reshape(shape[0], candidates, *shape[1:]):
-        scores = torch.stack([lag_correlations(candidate[None], stride).abs().max() for candidate in group])
+        windows = _windows(group, stride)
+        own = (windows @ group.flatten(1)[..., None])[..., 0].abs()
+        own[:, own.shape[1] // 2] = 0.0
+        scores = own.amax(1)
         if len(chosen):
-            scores = torch.maximum(scores, cross_correlations(group, chosen, stride).abs().amax((1, 2)))
+            scores = torch.maximum(scores, (windows @ chosen.flatten(1).T).abs().amax((1, 2)))
         chosen = torch.cat([chosen, group[scores.argmin()][None]])
     return chosen

@@ -332,20 +332,21 @@ def _no_contraction(dictionary: Dictionary, recursion: LayerRecursion, rate: flo
 
 
 def _under_the_floor(recursions: Sequence[LayerRecursion], target: float, rates: Sequence[float]) -> str:
-    errors, amplitude, told = None, None, []
+    errors, amplitude, told, rounded = None, None, [], False
     floor = math.inf
     for recursion, rate in zip(recursions, rates, strict=True):
         noise = recursion.noise(errors)
         slack = recursion.slack(noise, amplitude)
         errors, amplitude = recursion.floor(noise, slack), recursion.hypotheses.amplitude
         floor = float(errors.max())
+        rounded = rounded or float(slack.max()) > 0.1 * float(noise.max())
         told.append(
             f"layer {recursion.hypotheses.layer}: ρ = {rate:.3f}, ν = {float(noise.max()):.3g}, "
             f"rounding {float(slack.max()):.3g}, floor {floor:.3g}"
         )
     deepest = recursions[-1].hypotheses.layer
     word = str(recursions[-1].dtype).removeprefix("torch.")
-    wider = ", model in float64" if word == "float32" else ""
+    wider = ", or the model in float64" if word == "float32" and rounded else ""
     return (
         f"target_error is {target:g}, and the bound of layer {deepest} stays above {floor:.3g} at any depth up to "
         f"{MOST_STEPS} steps per layer ({'; '.join(told)}); expected a target above that: raise target_error, or lower "
@@ -354,7 +355,7 @@ def _under_the_floor(recursions: Sequence[LayerRecursion], target: float, rates:
 
 
 def _outwards(value: float) -> float:
-    return math.nextafter(value, math.inf)
+    return math.nextafter(value, math.inf) if value else 0.0
 
 
 def _upwards_text(value: float) -> str:

@@ -5,13 +5,13 @@ For every signal y with weights w_j = lam·weights_j it minimizes ½‖y - Dx‖
 1. the gradient g = Dᵀ(y - Dx) of all atoms, from the correlation Dᵀy and the Gram rows of the support;
 2. the duality gap; stop when it is small enough;
 3. a working set grows by the atoms whose |g_j|/w_j exceeds a threshold that falls with the largest of them;
-4. on the *compact* Gram matrix of that set: a few sweeps of coordinate descent find the signs, then a Cholesky
-   factorization solves the normal equations of the support, walking to the first sign change and dropping that atom.
+4. on the *compact* Gram matrix of that set, sweeps of coordinate descent find the signs; once the threshold is down at
+   one, a Cholesky factor solves the normal equations of the support, walks to the first sign change and drops that atom.
 
-Both parts of step 4 never increase the objective. The factorization survives between rounds and is extended by columns.
-Threads take chunks of signals and run without the interpreter's lock; no thread pool outlives the call, so that a
-process may fork afterwards. Every signal is solved by the same instructions whatever the batch: results are equal to
-the last bit for any batch size and thread count.
+Neither half of step 4 increases the objective. The factor survives between rounds: new atoms are new columns, a dropped
+atom is rotated out. Threads take chunks of signals and run without the interpreter's lock; no thread outlives the call,
+so that a process may fork afterwards. Every signal is solved by the same instructions whatever stands beside it: results
+are equal to the last bit for any batch and any number of threads.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.uint32]  # unsigned, so that compiled code does not look for negative indices
 
 _CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
+_START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: the atom lies in the span of the others
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
-_GROW = 0.6  # atoms above this share of the largest |g_j|/w_j enter the working set
-_SWEEPS = 3
-_PASSES = 2
-_SIGN_BIT = 0x7FFFFFFFFFFFFFFF
+_GROW = 0.75  # atoms above this share of the largest |g_j|/w_j enter the working set
+_EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
+_LAST_SWEEPS = 20
+_PASSES = 4  # turns of sweeps and Cholesky steps in one round
+_CHECK = 1.5  # above this |g_j|/w_j the gap is not worth computing
+_IDLE = 8  # certificates in a row without progress that end the work on a signal
 
-_jit: Any = numba.njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, boundscheck=False
-)
+_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
-def _odd_lines(size: int) -> int:
+@_jit
+def _row_length(size: int) -> int:
     """Smallest row length >= size that is an odd number of 64-byte lines: columns then spread over all cache sets."""
     lines = (size + 7) // 8
     return 8 * (lines + 1 - lines % 2)
-
-
-_odd = _jit(_odd_lines)
 
 
 @_jit
@@ -74,7 +74,7 @@ def _correlate(D: Floats, Y: Floats, lo: int, hi: int, out: Floats) -> None:
 
 @_jit
 def _subtract_rows(
-    M: Floats, rows: NDArray[np.uint32], coef: Floats, count: int, out: Floats, lo: int, hi: int
+    M: Floats, rows: Indices, coef: Floats, count: int, out: Floats, lo: int, hi: int
 ) -> None:
     """out[lo:hi] -= Σ_k coef[k]·M[rows[k], lo:hi], four rows at a time to save loads and stores of `out`."""
     whole = count - count % 4
@@ -91,14 +91,14 @@ def _subtract_rows(
 
 
 @_jit
-def _factor(G: Floats, U: Floats, inv: Floats, A: NDArray[np.uint32], n: int, rows: int, cols: int) -> int:
-    """Upper factor UᵀU = G[A, A], given that rows < `rows` hold for columns < `cols`.
+def _factor(G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int) -> int:
+    """Upper factor UᵀU = G[A, A], given that its leading `valid` rows and columns are known.
 
     Returns n, or the first index whose pivot vanishes; its squared pivot is then U[p, p] and U[:p, p] is valid.
     """
     for i in range(n):
         ai = A[i]
-        lo = i if i >= rows else cols
+        lo = i if i >= valid else valid
         for j in range(lo, n):
             U[i, j] = G[ai, A[j]]
         whole = i - i % 4
@@ -110,7 +110,7 @@ def _factor(G: Floats, U: Floats, inv: Floats, A: NDArray[np.uint32], n: int, ro
             u0 = U[k, i]
             for j in range(lo, n):
                 U[i, j] -= u0 * U[k, j]
-        if i >= rows:
+        if i >= valid:
             if not U[i, i] > _PIVOT * G[ai, ai]:
                 return i
             inv[i] = 1.0 / math.sqrt(U[i, i])
@@ -131,17 +131,37 @@ def _back(U: Floats, inv: Floats, v: Floats, n: int) -> None:
 
 
 @_jit
-def _remove(U: Floats, A: NDArray[np.uint32], n: int, rows: int, p: int) -> None:
-    """Take entry p out of the ordered support and out of the rows of the factor above it."""
+def _remove(U: Floats, inv: Floats, A: Indices, n: int, valid: int, p: int) -> int:
+    """Take entry p out of the ordered support; Givens rotations make the factor of its first `valid` triangular again.
+
+    Returns the size of the valid factor.
+    """
     for k in range(p, n - 1):
         A[k] = A[k + 1]
-    for i in range(min(rows, p)):
-        for k in range(p, n - 1):
+    if p >= valid:
+        return valid
+    for i in range(p + 1):
+        for k in range(p, valid - 1):
             U[i, k] = U[i, k + 1]
+    for i in range(p, valid - 1):
+        # Row i + 1 still starts at its old diagonal, one column to the left of the new one.
+        a = U[i, i]
+        b = U[i + 1, i + 1]
+        scale = 1.0 / math.sqrt(a * a + b * b)
+        c = a * scale
+        s = b * scale
+        inv[i] = scale
+        U[i, i] = a * c + b * s
+        for k in range(i + 1, valid - 1):
+            upper = U[i, k]
+            lower = U[i + 1, k + 1]
+            U[i, k] = c * upper + s * lower
+            U[i + 1, k] = c * lower - s * upper
+    return valid - 1
 
 
 @_jit
-def _move(G, A, n, step, v, x, g, size):
+def _move(G: Floats, A: Indices, n: int, step: float, v: Floats, x: Floats, g: Floats, size: int) -> None:
     """x[A] += step·v and g -= step·G[:, A]v on the working set."""
     for k in range(n):
         v[k] *= step
@@ -150,18 +170,21 @@ def _move(G, A, n, step, v, x, g, size):
 
 
 @_jit
-def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):
+def _newton(
+    G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int,
+    x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool, v: Floats
+) -> tuple[int, int]:
     """Minimize over the support A with its signs kept; an atom that reaches zero leaves A, and the rest goes on.
 
     The step Δ solves G_AA Δ = g_A - w_A·sign(x_A), a correction, so that rounding of earlier solves is repaired.
     Where G_AA is singular at entry p there is a direction v, Dv = 0, along which only the penalty changes: walk
-    down along it until an atom leaves. Returns (size of A, rows, columns of the factor that are valid).
+    down along it until an atom leaves. Returns the size of A and of the part of the factor that is valid.
     """
     for _ in range(2 * size + 2):
         if n == 0:
-            return 0, 0, 0
-        p = _factor(G, U, inv, A, n, rows, cols)
-        rows, cols = p, n
+            return 0, 0
+        p = _factor(G, U, inv, A, n, valid)
+        valid = p
         singular = p < n
         if singular:
             for k in range(p):
@@ -203,7 +226,7 @@ def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):
                     leaving = k
         if leaving < 0 and not singular:
             _move(G, A, n, 1.0, v, x, g, size)
-            return n, rows, cols
+            return n, valid
         if leaving >= 0:
             _move(G, A, count, step, v, x, g, size)
             x[A[leaving]] = 0.0
@@ -212,301 +235,270 @@ def _newton(G, U, inv, A, n, rows, cols, x, g, w, size, nonnegative, v):
             if step < np.inf:
                 _move(G, A, count, step, v, x, g, size)
             leaving = p
-        _remove(U, A, n, rows, leaving)
+        valid = _remove(U, inv, A, n, valid, leaving)
         n -= 1
-        rows = min(rows, leaving)
-        cols = n
-    return n, rows, cols
+    return n, valid
 
 
 @_jit
-def _sweep(G, x, g, w, size, nonnegative):
-    """One sweep of cyclic coordinate descent on the working set."""
+def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool) -> bool:
+    """One sweep of cyclic coordinate descent on the working set; tells whether a sign changed."""
+    changed = False
     for k in range(size):
-        q = G[k, k]
-        if q > 0.0:
-            old = x[k]
-            z = old * q + g[k]
-            if z > w[k]:
-                new = (z - w[k]) / q
-            elif z < -w[k] and not nonnegative:
-                new = (z + w[k]) / q
+        old = x[k]
+        gk = g[k]
+        wk = w[k]
+        if old == 0.0 and abs(gk) <= wk:
+            continue
+        z = old * G[k, k] + gk
+        if z > wk:
+            new = (z - wk) * iq[k]
+        elif z < -wk and not nonnegative:
+            new = (z + wk) * iq[k]
+        else:
+            new = 0.0
+        delta = new - old
+        if delta != 0.0:
+            x[k] = new
+            changed = changed or new * old <= 0.0
+            for j in range(size):
+                g[j] -= delta * G[k, j]
+    return changed
+
+
+@_jit
+def _support(
+    U: Floats, inv: Floats, A: Indices, n: int, valid: int, x: Floats, w: Floats, size: int, nonnegative: bool, seen: Any
+) -> tuple[int, int]:
+    """Bring the ordered support A up to date: zeros leave, new atoms are appended, so that the factor stays useful."""
+    for k in range(n - 1, -1, -1):
+        a = A[k]
+        if x[a] != 0.0 or (w[a] == 0.0 and not nonnegative):
+            seen[a] = True
+        else:
+            valid = _remove(U, inv, A, n, valid, k)
+            n -= 1
+    for k in range(size):
+        if not seen[k] and (x[k] != 0.0 or (w[k] == 0.0 and not nonnegative)):
+            A[n] = k
+            n += 1
+        seen[k] = False
+    return n, valid
+
+
+@_jit
+def _ratios(g: Floats, inverse: Floats, scale: float, nonnegative: bool, ratio: Floats) -> float:
+    """ratio_j = |g_j|/w_j (non-negative codes: of the positive part); returns the largest."""
+    if nonnegative:
+        for j in range(g.size):
+            ratio[j] = max(g[j], 0.0) * (inverse[j] * scale)
+    else:
+        for j in range(g.size):
+            ratio[j] = abs(g[j]) * (inverse[j] * scale)
+    # Non-negative doubles are ordered like their bit patterns; the maximum of integers is what vectorizes.
+    bits = ratio.view(np.int64)
+    largest = np.int64(0)
+    for j in range(g.size):
+        largest = max(largest, bits[j])
+    return np.array(largest).view(np.float64)[()] if largest > 0 else 0.0
+
+
+@_jit
+def _violation(
+    g: Floats, w: Floats, norms: Floats, sup: Indices, sup_x: Floats, count: int, nonnegative: bool, energy: float
+) -> float:
+    """Largest KKT violation, as a share of ‖d_j‖‖y‖ (a cosine, whatever the units)."""
+    excess = 0.0
+    for j in range(g.size):
+        if norms[j] > 0.0 and w[j] < np.inf:
+            excess = max(excess, ((g[j] if nonnegative else abs(g[j])) - w[j]) / norms[j])
+    for k in range(count):
+        j = sup[k]
+        if norms[j] > 0.0:
+            excess = max(excess, abs(g[j] - (w[j] if sup_x[k] > 0.0 else -w[j])) / norms[j])
+    return excess / math.sqrt(energy) if energy > 0.0 else excess
+
+
+@_jit
+def _relative_gap(
+    y: Floats, r: Floats, g: Floats, w: Floats, sup: Indices, sup_x: Floats, count: int, worst: float, energy: float
+) -> float:
+    """Duality gap over objective, at the dual point θ = αr scaled into |d_jᵀθ| <= w_j.
+
+    ½‖r - θ‖² + Σ(w_j|x_j| - x_j d_jᵀθ) has non-negative terms only, and nothing of the size of ½‖y‖² cancels.
+    """
+    rr = 0.0
+    ry = 0.0
+    for k in range(r.size):
+        rr += r[k] * r[k]
+        ry += r[k] * y[k]
+    penalty = 0.0
+    inner = 0.0
+    for k in range(count):
+        penalty += w[sup[k]] * abs(sup_x[k])
+        inner += sup_x[k] * g[sup[k]]
+    alpha = max(ry / rr, 0.0) if rr > 0.0 else 0.0
+    if alpha * worst > 1.0:
+        alpha = 1.0 / worst
+    gap = max(0.5 * (1.0 - alpha) ** 2 * rr + (penalty - alpha * inner), 0.0)
+    scale = max(0.5 * rr + penalty, 0.5e-12 * energy)
+    return gap / scale if scale > 0.0 else 0.0
+
+
+@_jit
+def _extend(
+    G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats
+) -> None:
+    """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
+    for b in range(size, fresh):
+        jb = W[b]
+        for a in range(b + 1):
+            ja = W[a]
+            if gram.shape[0] == 0:
+                s = 0.0
+                for k in range(DT.shape[1]):
+                    s += DT[ja, k] * DT[jb, k]
             else:
-                new = 0.0
-            delta = new - old
-            if delta != 0.0:
-                x[k] = new
-                for j in range(size):
-                    g[j] -= delta * G[k, j]
+                s = gram[jb, ja]
+            G[a, b] = s
+            G[b, a] = s
+        iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
+
+
+@_jit
+def _larger(M: Floats, used: int, cap: int) -> Floats:
+    """A copy of the leading block of M in a matrix that has room for `cap` rows."""
+    out = np.empty((cap, _row_length(cap)))
+    for i in range(used):
+        for j in range(used):
+            out[i, j] = M[i, j]
+    return out
 
 
 @_jit
 def _solve_chunk(
-    D,
-    DT,
-    gram,
-    Y,
-    lam,
-    weights,
-    nonnegative,
-    tol,
-    max_rounds,
-    start,
-    codes,
-    rounds_out,
-    gap_out,
-    lo,
-    hi,
-    sweeps,
-    passes,
-    grow_share,
-    skip,
-):
+    D: Floats, DT: Floats, gram: Floats, Y: Floats, lam: Floats, weights: Floats, norms: Floats, start: Floats,
+    nonnegative: bool, tol: float, max_rounds: int, lo: int, hi: int, codes: Floats, rounds_out: Any, gap_out: Floats
+) -> None:
+    """Solve signals lo..hi. Compact quantities (x, gw, w, iq, G) are ordered by the working set W; A points into it."""
     d, m = D.shape
     lazy = gram.shape[0] == 0
-    warm = start.shape[0] > 0
-    cap = min(m, 96)
-    G = np.empty((cap, _odd(cap)))
-    U = np.empty((cap, _odd(cap)))
-    corr = np.empty((_BLOCK, m))
-    scaled = np.empty((_BLOCK, d))
-    g = np.empty(m)
-    ratio = np.empty(m)
-    bits = ratio.view(np.int64)
-    inverse = np.empty(m)
-    r = np.empty(d)
-    x, gw, w, v, inv, sup_x = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
-    W = np.empty(m, np.uint32)
-    A = np.empty(m, np.uint32)
-    sup = np.empty(m, np.uint32)
-    inside = np.zeros(m, np.bool_)
-    in_support = np.zeros(m, np.bool_)
-    norms = np.empty(m)
+    cap = min(m, _START_SIZE)
+    G = np.empty((cap, _row_length(cap)))
+    U = np.empty((cap, _row_length(cap)))
+    corr, scaled, exponents = np.empty((_BLOCK, m)), np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
+    g_row, r_row = np.empty((1, m)), np.empty((1, d))
+    g, r = g_row[0], r_row[0]
+    ratio, inverse, full_w = np.empty(m), np.empty(m), np.empty(m)
+    x, gw, w, iq, v, inv, sup_x = (
+        np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
+    )
+    W, A, sup = np.empty(m, np.uint32), np.empty(m, np.uint32), np.empty(m, np.uint32)
+    inside, seen = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
     for j in range(m):
-        s = 0.0
-        for k in range(d):
-            s += DT[j, k] * DT[j, k]
-        norms[j] = math.sqrt(s)
         inverse[j] = 1.0 / weights[j] if weights[j] > 0.0 else 0.0
-
-    for block in range(lo, hi, _BLOCK):
-        end = min(block + _BLOCK, hi)
-        for i in range(block, end):
-            top = 0.0
-            for k in range(d):
-                top = max(top, abs(Y[i, k]))
-            # A power of two: the problem is solved at scale one and the codes are scaled back without rounding.
-            exponent = math.frexp(top)[1] if top > 0.0 else 0
-            for k in range(d):
-                scaled[i - block, k] = math.ldexp(Y[i, k], -exponent)
-        _correlate(D, scaled, 0, end - block, corr)
-        for i in range(block, end):
-            y = scaled[i - block]
-            c = corr[i - block]
-            top = 0.0
-            for k in range(d):
-                top = max(top, abs(Y[i, k]))
-            exponent = math.frexp(top)[1] if top > 0.0 else 0
-            lam_i = math.ldexp(lam[i], -exponent)
-            if lam_i < 1e-200:
-                lam_i = 0.0
-            energy = 0.0
-            for k in range(d):
-                energy += y[k] * y[k]
-            size = 0
-            free = False
-            # Working set at the start: unpenalized atoms and the atoms of the start.
-            fresh = 0
-            for j in range(m):
-                unpenalized = weights[j] == 0.0 or (lam_i == 0.0 and weights[j] < np.inf)
-                free = free or unpenalized
-                value = 0.0
-                if warm:
-                    value = math.ldexp(start[i, j], -exponent)
-                    if (nonnegative and value < 0.0) or weights[j] == np.inf or (lam_i == np.inf and not unpenalized):
-                        value = 0.0
-                if unpenalized or value != 0.0:
-                    W[fresh] = j
-                    x[fresh] = value
-                    fresh += 1
-            n = 0
-            rows = 0
-            cols = 0
-            best = np.inf
-            idle = 0
-            done = 0
-            rel = 0.0
-            while True:
-                # Gradient of all atoms from the support.
-                count = 0
-                known = fresh if done == 0 else size
-                for k in range(known):
-                    if x[k] != 0.0:
-                        sup[count] = W[k]
-                        sup_x[count] = x[k]
-                        count += 1
+    for i in range(lo, hi):
+        slot = (i - lo) % _BLOCK
+        if slot == 0:
+            end = min(i + _BLOCK, hi)
+            for e in range(i, end):
+                top = 0.0
                 for k in range(d):
-                    r[k] = y[k]
-                if lazy:
-                    _subtract_rows(DT, sup, sup_x, count, r, 0, d)
-                    for j in range(m):
-                        g[j] = 0.0
-                    for k in range(d):
-                        s = r[k]
-                        for j in range(m):
-                            g[j] += s * D[k, j]
-                else:
-                    for j in range(m):
-                        g[j] = c[j]
-                    _subtract_rows(gram, sup, sup_x, count, g, 0, m)
-                # Largest |g_j|/w_j; non-negative doubles are ordered like their bit patterns, which vectorizes.
-                il = 1.0 / lam_i if lam_i > 0.0 else 0.0
-                if nonnegative:
-                    for j in range(m):
-                        ratio[j] = max(g[j], 0.0) * (inverse[j] * il)
-                else:
-                    for j in range(m):
-                        ratio[j] = abs(g[j]) * (inverse[j] * il)
-                largest = np.int64(0)
+                    top = max(top, abs(Y[e, k]))
+                # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
+                exponents[e - i] = min(max(math.frexp(top)[1], -1000), 1000) if top > 0.0 else 0
+                down = math.ldexp(1.0, -exponents[e - i])
+                for k in range(d):
+                    scaled[e - i, k] = Y[e, k] * down
+            _correlate(D, scaled, 0, end - i, corr)
+        y, c = scaled[slot], corr[slot]
+        up, down = math.ldexp(1.0, exponents[slot]), math.ldexp(1.0, -exponents[slot])
+        lam_i = lam[i] * down
+        if lam_i < 1e-200:  # beyond any influence on codes of scale one, and 1/lam would overflow
+            lam_i = 0.0
+        energy = 0.0
+        for k in range(d):
+            energy += y[k] * y[k]
+        # The working set starts with the unpenalized atoms and those of the given codes.
+        free = False
+        fresh = 0
+        for j in range(m):
+            wj = weights[j]
+            full_w[j] = wj * lam_i if (wj < np.inf and lam_i < np.inf) else (0.0 if wj == 0.0 else np.inf)
+            free = free or full_w[j] == 0.0
+            value = 0.0
+            if start.shape[0] > 0 and full_w[j] < np.inf and not (nonnegative and start[i, j] < 0.0):
+                value = start[i, j] * down
+            if full_w[j] == 0.0 or value != 0.0:
+                W[fresh], x[fresh], inside[j] = j, value, True
+                fresh += 1
+        size = n = valid = idle = done = 0
+        best, rel = np.inf, 0.0
+        while True:
+            count = 0
+            for k in range(fresh):
+                if x[k] != 0.0:
+                    sup[count], sup_x[count] = W[k], x[k]
+                    count += 1
+            for k in range(d):
+                r[k] = y[k]
+            if lazy:
+                _subtract_rows(DT, sup, sup_x, count, r, 0, d)
+                _correlate(D, r_row, 0, 1, g_row)
+            else:
                 for j in range(m):
-                    largest = max(largest, bits[j])
-                worst = 0.0
-                if largest > 0:
-                    bits[0], largest = largest, bits[0]
-                    worst = ratio[0]
-                    bits[0] = largest
-                # Certificate.
-                check = worst < skip or done == 0 or done >= max_rounds or free
-                if check:
+                    g[j] = c[j]
+                _subtract_rows(gram, sup, sup_x, count, g, 0, m)
+            worst = _ratios(g, inverse, 1.0 / lam_i if lam_i > 0.0 else 0.0, nonnegative, ratio)
+            if free or worst < _CHECK or done == 0 or done >= max_rounds:
+                if free:
+                    rel = _violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
+                else:
                     if not lazy:
                         _subtract_rows(DT, sup, sup_x, count, r, 0, d)
-                    rr = 0.0
-                    ry = 0.0
-                    for k in range(d):
-                        rr += r[k] * r[k]
-                        ry += r[k] * y[k]
-                    if free:
-                        excess = 0.0
-                        for j in range(m):
-                            if inverse[j] > 0.0 or weights[j] == 0.0:
-                                wj = 0.0 if weights[j] == 0.0 else lam_i * weights[j]
-                                e = (g[j] if nonnegative else abs(g[j])) - wj
-                                excess = max(excess, e / norms[j])
-                        for k in range(count):
-                            j = sup[k]
-                            wj = 0.0 if weights[j] == 0.0 else lam_i * weights[j]
-                            excess = max(excess, abs(g[j] - (wj if sup_x[k] > 0.0 else -wj)) / norms[j])
-                        rel = excess / math.sqrt(energy) if energy > 0.0 else 0.0
-                    else:
-                        penalty = 0.0
-                        inner = 0.0
-                        for k in range(count):
-                            j = sup[k]
-                            penalty += lam_i * weights[j] * abs(sup_x[k])
-                            inner += sup_x[k] * g[j]
-                        alpha = max(ry / rr, 0.0) if rr > 0.0 else 0.0
-                        if alpha * worst > 1.0:
-                            alpha = 1.0 / worst
-                        gap = 0.5 * (1.0 - alpha) ** 2 * rr + (penalty - alpha * inner)
-                        rel = max(gap, 0.0) / max(0.5 * rr + penalty, 0.5e-12 * energy) if energy > 0.0 else 0.0
-                        if energy == 0.0 and count > 0:
-                            rel = np.inf
-                    if rel <= tol or done >= max_rounds or (worst <= 1.0 + _SLACK and count == 0 and not free):
+                    rel = _relative_gap(y, r, g, full_w, sup, sup_x, count, worst, energy)
+                idle = idle + 1 if rel > 0.9 * best else 0
+                best = min(best, rel)
+                zero_is_best = count == 0 and worst <= 1.0 + _SLACK and not free
+                if rel <= tol or zero_is_best or done >= max_rounds or idle > _IDLE:
+                    break
+            level = max(1.0 + _SLACK, _GROW * worst)
+            for j in range(m):
+                if ratio[j] > level and not inside[j]:
+                    W[fresh], x[fresh], inside[j] = j, 0.0, True
+                    fresh += 1
+            if fresh > cap:
+                cap = min(m, max(2 * cap, fresh))
+                G, U = _larger(G, size, cap), _larger(U, n, cap)
+            last = free or level <= 1.0 + _SLACK or fresh == size
+            _extend(G, iq, W, size, fresh, gram, DT)
+            size = fresh
+            for k in range(size):
+                gw[k], w[k] = g[W[k]], full_w[W[k]]
+            for _ in range(_PASSES if last else 1):
+                for _ in range(_LAST_SWEEPS if last else _EARLY_SWEEPS):
+                    if not _sweep(G, iq, x, gw, w, size, nonnegative):
                         break
-                    if rel > 0.9 * best:
-                        idle += 1
-                        if idle > 8:
-                            break
-                    else:
-                        idle = 0
-                        best = rel
-                # Grow the working set.
-                if done > 0:
-                    fresh = size
-                    level = max(1.0 + _SLACK, grow_share * worst)
-                    for j in range(m):
-                        if ratio[j] > level and not inside[j]:
-                            W[fresh] = j
-                            x[fresh] = 0.0
-                            fresh += 1
-                else:
-                    for k in range(fresh):
-                        inside[W[k]] = True
-                    level = max(1.0 + _SLACK, grow_share * worst)
-                    for j in range(m):
-                        if ratio[j] > level and not inside[j]:
-                            W[fresh] = j
-                            x[fresh] = 0.0
-                            fresh += 1
-                if fresh > cap:
-                    cap = min(m, max(2 * cap, fresh))
-                    bigger = np.empty((cap, _odd(cap)))
-                    bigger[:size, :size] = G[:size, :size]
-                    G = bigger
-                    bigger = np.empty((cap, _odd(cap)))
-                    bigger[:n, :n] = U[:n, :n]
-                    U = bigger
-                for b in range(size, fresh):
-                    jb = W[b]
-                    inside[jb] = True
-                    w[b] = 0.0 if weights[jb] == 0.0 else lam_i * weights[jb]
-                    for a in range(b + 1):
-                        ja = W[a]
-                        if lazy:
-                            s = 0.0
-                            for k in range(d):
-                                s += DT[ja, k] * DT[jb, k]
-                        else:
-                            s = gram[jb, ja]
-                        G[a, b] = s
-                        G[b, a] = s
-                size = fresh
+                if not last:
+                    break
+                n, valid = _support(U, inv, A, n, valid, x, w, size, nonnegative, seen)
+                n, valid = _newton(G, U, inv, A, n, valid, x, gw, w, size, nonnegative, v)
+                violated = False
                 for k in range(size):
-                    gw[k] = g[W[k]]
-                for _ in range(passes):
-                    for _ in range(sweeps):
-                        _sweep(G, x, gw, w, size, nonnegative)
-                    # Keep the order of the support, so that the factor stays valid up to the first change.
-                    kept = 0
-                    for k in range(n):
-                        in_support[A[k]] = True
-                    for k in range(n):
-                        a = A[k]
-                        if x[a] != 0.0 or (w[a] == 0.0 and not nonnegative):
-                            if kept != k:
-                                for e in range(min(rows, k)):
-                                    U[e, kept] = U[e, k]
-                            A[kept] = a
-                            kept += 1
-                        else:
-                            rows = min(rows, kept)
-                            cols -= 1
-                            in_support[a] = False
-                    n = kept
-                    for k in range(size):
-                        if not in_support[k] and (x[k] != 0.0 or (w[k] == 0.0 and not nonnegative)):
-                            A[n] = k
-                            n += 1
-                        in_support[k] = False
-                    n, rows, cols = _newton(G, U, inv, A, n, rows, cols, x, gw, w, size, nonnegative, v)
-                    violated = False
-                    for k in range(size):
-                        if x[k] == 0.0 and (gw[k] if nonnegative else abs(gw[k])) > w[k] * (1.0 + 1e-9):
-                            violated = True
-                            break
-                    if not violated:
-                        break
-                done += 1
-            for k in range(fresh if done == 0 else size):
-                codes[i, W[k]] = math.ldexp(x[k], exponent)
-                inside[W[k]] = False
-            rounds_out[i] = done
-            gap_out[i] = rel
+                    violated = violated or (x[k] == 0.0 and (gw[k] if nonnegative else abs(gw[k])) > w[k] * (1 + 1e-9))
+                if not violated:
+                    break
+            done += 1
+        for k in range(fresh):
+            codes[i, W[k]] = x[k] * up
+            inside[W[k]] = False
+        rounds_out[i] = done
+        gap_out[i] = rel
 
 
 def solve_batch(
     D: Floats,
-    gram: Floats,
+    gram: Floats | None,
     Y: Floats,
     lam: Floats,
     weights: Floats,
@@ -515,48 +507,56 @@ def solve_batch(
     max_rounds: int = 200,
     start: Floats | None = None,
     threads: int | None = None,
-    sweeps=_SWEEPS,
-    passes=_PASSES,
-    grow=_GROW,
-    skip=1.5,
 ) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Minimize ½‖y_i - Dx_i‖² + lam_i Σ_j weights_j|x_ij| for every signal y_i.
+
+    Args:
+        D: Dictionary ``(d, m)``; finite.
+        gram: DᵀD ``(m, m)``, or None to compute the entries that are needed (many atoms, few signals).
+        Y: Signals ``(n, d)``; finite.
+        lam: Penalty ``(n,)``, >= 0 or inf.
+        weights: Per-atom factors ``(m,)``; 0 leaves an atom unpenalized (whatever lam), inf keeps its code at zero.
+        nonnegative: Restrict the codes to x >= 0.
+        tol: A signal is done when its duality gap is <= tol·objective (the objective is taken as at least 1e-12·½‖y‖²).
+            With an unpenalized atom: when the largest KKT violation is <= tol·‖d_j‖‖y‖.
+        max_rounds: Most working-set rounds per signal.
+        start: Codes ``(n, m)`` to start from; values that the problem forbids count as zero.
+        threads: Number of threads; None: as many as numba may use (``NUMBA_NUM_THREADS``).
+
+    Returns:
+        Codes ``(n, m)``, rounds ``(n,)``, and the last relative gap (or violation) ``(n,)``. A signal converged where
+        it is <= tol; otherwise it ran into ``max_rounds`` or into the accuracy of float64.
+
+    Source: relative gap as in G5 of docs/theory.md; working sets and the walk to the first sign change: active-set
+    method of Osborne, Presnell and Turlach (2000).
+    """
+    requirements = ["C", "W"]
+    D, Y, lam, weights = (np.require(a, np.float64, requirements) for a in (D, Y, lam, weights))
+    gram = np.empty((0, 0)) if gram is None else np.require(gram, np.float64, requirements)
     n, m = Y.shape[0], D.shape[1]
+    start = np.empty((0, m)) if start is None else np.require(start, np.float64, requirements)
     DT = np.ascontiguousarray(D.T)
-    codes = np.zeros((n, m))
-    rounds = np.zeros(n, np.int64)
-    gap = np.zeros(n)
-    if start is None:
-        start = np.empty((0, m))
+    norms = np.linalg.norm(D, axis=0)
+    codes, rounds, gap = np.zeros((n, m)), np.zeros(n, np.int64), np.zeros(n)
 
-    def work(lo):
+    def work(lo: int) -> None:
+        hi = min(lo + _CHUNK, n)
         _solve_chunk(
-            D,
-            DT,
-            gram,
-            Y,
-            lam,
-            weights,
-            nonnegative,
-            tol,
-            max_rounds,
-            start,
-            codes,
-            rounds,
-            gap,
-            lo,
-            min(lo + _CHUNK, n),
-            sweeps,
-            passes,
-            grow,
-            skip,
-        )
+            D, DT, gram, Y, lam, weights, norms, start, bool(nonnegative), float(tol), int(max_rounds), lo, hi,
+            codes, rounds, gap
+        )  # fmt: skip
 
-    los = range(0, n, _CHUNK)
-    threads = threads or 2
-    if len(los) <= 1 or threads == 1:
-        for lo in los:
+    chunks = range(0, n, _CHUNK)
+    threads = min(numba.config.NUMBA_NUM_THREADS if threads is None else threads, len(chunks))
+    if threads <= 1:
+        for lo in chunks:
             work(lo)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, los))
+        return codes, rounds, gap
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in pool.map(work, chunks):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return codes, rounds, gap

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -193,7 +193,6 @@ def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Statu
 
 
 def _solve_layers(problem: LayeredLasso, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
-    shape = problem.batch_shape(signal)
     current, solutions = signal, []
     stopped = False
     for j, stage in enumerate(problem.stages):
@@ -203,7 +202,7 @@ def _solve_layers(problem: LayeredLasso, signal: Tensor, settings: _Settings, st
         solution = _solve_convex(stage, current, here, None if start is None else (start[j],))
         solutions.append(solution)
         stopped = stopped or solution.stopped
-        current = solution.codes
+        current = cast(Tensor, solution.codes)  # a Lasso's codes are one tensor
     codes = tuple(solution.codes for solution in solutions)
     return Solution(
         codes,

@@ -122,13 +122,13 @@ def _single_tensor(name: str, output: Any) -> Tensor:
     if not isinstance(first, Tensor):
         inside = f" whose first item is a {type(first).__name__}" if first is not output else ""
         raise HookError(
-            f"{describe([name])} put out a {type(output).__name__}{inside}; expected a tensor, or a tuple or list that begins "
-            "with one: choose a module inside of it, or one that follows, as the target"
+            f"{describe([name])} put out a {type(output).__name__}{inside}; expected a tensor, or a tuple or list that "
+            "begins with one: choose a module inside of it, or one that follows, as the target"
         )
     if first.layout != torch.strided or first.is_nested or not first.is_floating_point():
         raise DtypeError(
-            f"{describe([name])} put out dtype {first.dtype} with layout {first.layout}; expected dense floating-point numbers: "
-            "choose another module as the target"
+            f"{describe([name])} put out dtype {first.dtype} with layout {first.layout}; expected dense floating-point "
+            "numbers: choose another module as the target"
         )
     if first.ndim == 0:
         raise ShapeError(

@@ -154,7 +154,7 @@ def _unchanged(name: str, x: Tensor, version: int | None) -> Tensor:
     # The caller owns a copy (None) and may write to it; a tensor of the graph must still be what the module put out.
     if version is not None and _version(x) != version:
         raise HookError(
-            f"the output of {describe([name])} was overwritten in place after the module ran, as by torch.nn.ReLU(inplace=True) "
-            "or `x += y` behind it; use detach=True, or set inplace=False there"
+            f"the output of {describe([name])} was overwritten in place after the module ran, as by "
+            "torch.nn.ReLU(inplace=True) or `x += y` behind it; use detach=True, or set inplace=False there"
         )
     return x

@@ -1,0 +1,289 @@
+"""Independent oracles: slow, plain, and written without the code they judge (matrices column by column, scikit-learn)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import deep_sparse_coding as dsc
+import numpy as np
+import torch
+from torch import Tensor
+
+# ---------------------------------------------------------------------- matrices
+
+
+def explicit_matrix(dictionary: dsc.Dictionary, size: tuple[int, ...] = ()) -> Tensor:
+    """Return D as a matrix, ``(signal entries, code entries)`` float64, each atom put in its place by index.
+
+    Args:
+        dictionary: Dense or convolutional.
+        size: Spatial size of the code.
+    """
+    weight = dictionary.weight.detach().double()
+    if not isinstance(dictionary, dsc.ConvDictionary):
+        return weight.clone()
+    kernel, stride = dictionary.kernel_size, dictionary.stride
+    ring = dictionary.boundary == "circular"
+    lengths = [n * q if ring else (n - 1) * q + k for n, q, k in zip(size, stride, kernel, strict=True)]
+    columns = []
+    for atom in range(dictionary.atoms):
+        for position in itertools.product(*(range(n) for n in size)):
+            signal = np.zeros((dictionary.channels, *lengths))
+            for tap in itertools.product(*(range(k) for k in kernel)):
+                place = [p * q + t for p, q, t in zip(position, stride, tap, strict=True)]
+                place = [x % n for x, n in zip(place, lengths, strict=True)] if ring else place
+                signal[(slice(None), *place)] += weight[(atom, slice(None), *tap)].numpy()
+            columns.append(signal.ravel())
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def joint_matrix(model: dsc.Cascade, size: tuple[int, ...], beta: Sequence[float]) -> tuple[Tensor, list[int]]:
+    """Return the stacked matrix A of the joint problem and the number of code entries per layer.
+
+    Row block j holds ``√β_j D_j`` on the diagonal and ``-√β_j I`` left of it; the data are ``(√β_1 y, 0, ...)``.
+
+    Args:
+        model: The cascade.
+        size: Spatial size of the deepest code.
+        beta: One weight per layer.
+    """
+    matrices: list[Tensor] = []
+    for layer in reversed(model.layers):
+        matrices.insert(0, explicit_matrix(layer, size))
+        size = layer.signal_shape(size)[1:]
+    widths = [matrix.shape[1] for matrix in matrices]
+    blocks = []
+    for j, matrix in enumerate(matrices):
+        row = [torch.zeros(len(matrix), width, dtype=torch.float64) for width in widths]
+        row[j] = beta[j] ** 0.5 * matrix
+        if j:
+            row[j - 1] = -(beta[j] ** 0.5) * torch.eye(len(matrix), dtype=torch.float64)
+        blocks.append(torch.cat(row, 1))
+    return torch.cat(blocks, 0), widths
+
+
+# ---------------------------------------------------------------------- coherence
+
+
+def normalized_gram(matrix: Tensor) -> np.ndarray:
+    """Return ``|⟨d_i, d_l⟩|/(‖d_i‖‖d_l‖)`` with sign, own entries 0."""
+    columns = matrix.numpy()
+    gram = (columns.T @ columns) / np.outer(np.linalg.norm(columns, axis=0), np.linalg.norm(columns, axis=0))
+    np.fill_diagonal(gram, 0.0)
+    return gram
+
+
+def brute_babel(matrix: Tensor, s: int) -> float:
+    """Return ``max over atoms i and sets T of s other atoms of Σ_T |G_il|``, set by set where that is feasible."""
+    gram = np.abs(normalized_gram(matrix))
+    best = 0.0
+    for i, row in enumerate(gram):
+        others = np.delete(row, i)
+        best = max(best, float(np.sort(others)[::-1][:s].sum()))
+    return best
+
+
+def exhaustive_babel(matrix: Tensor, s: int) -> float:
+    """Return the same by going through all sets: only for few atoms."""
+    gram = np.abs(normalized_gram(matrix))
+    n = len(gram)
+    return max(
+        sum(gram[i, l] for l in chosen)
+        for i in range(n)
+        for chosen in itertools.combinations([l for l in range(n) if l != i], min(s, n - 1))
+    )
+
+
+def brute_one_sided_babel(matrix: Tensor, negative: int, positive: int) -> float:
+    """Return ``max_i ( top_negative(G⁻_il) + top_positive(G⁺_il) )`` by sorting lists."""
+    best = 0.0
+    gram = normalized_gram(matrix)
+    for i, row in enumerate(gram):
+        others = [float(v) for l, v in enumerate(row) if l != i]
+        minus = sorted((-v for v in others if v < 0), reverse=True)[:negative]
+        plus = sorted((v for v in others if v > 0), reverse=True)[:positive]
+        best = max(best, sum(minus) + sum(plus))
+    return best
+
+
+# ---------------------------------------------------------------------- counting
+
+
+def brute_stripe_sparsity(dictionary: dsc.ConvDictionary, codes: Tensor) -> int:
+    """Return ``‖x‖_{0,∞}`` of one code map ``(atoms, ...)`` by walking over positions and their neighbors."""
+    grid, ring = codes.shape[1:], dictionary.boundary == "circular"
+    best = 0
+    for center in itertools.product(*(range(n) for n in grid)):
+        members = set()
+        for shift in itertools.product(*(range(-lag, lag + 1) for lag in dictionary.lags)):
+            place = tuple(c + s for c, s in zip(center, shift, strict=True))
+            if ring:
+                place = tuple(p % n for p, n in zip(place, grid, strict=True))
+            if all(0 <= p < n for p, n in zip(place, grid, strict=True)):
+                members.add(place)
+        best = max(best, sum(int((codes[(slice(None), *place)] != 0).sum()) for place in members))
+    return best
+
+
+def brute_place_sparsity(dictionary: dsc.ConvDictionary, below: Tensor) -> int:
+    """Return the most non-zeros of one signal ``(channels, ...)`` under an atom, position by position."""
+    lengths, ring = below.shape[1:], dictionary.boundary == "circular"
+    grid = dictionary.code_shape(tuple(lengths))[1:]
+    best = 0
+    for position in itertools.product(*(range(n) for n in grid)):
+        count = 0
+        for tap in itertools.product(*(range(k) for k in dictionary.kernel_size)):
+            place = tuple(p * q + t for p, q, t in zip(position, dictionary.stride, tap, strict=True))
+            if ring:
+                place = tuple(x % n for x, n in zip(place, lengths, strict=True))
+            count += int((below[(slice(None), *place)] != 0).sum())
+        best = max(best, count)
+    return best
+
+
+# ---------------------------------------------------------------------- the Lasso
+
+
+def lasso_objective(matrix: Tensor, signal: Tensor, codes: Tensor, weights: Tensor | float) -> float:
+    """Return ``½‖y - Ax‖² + Σ w_i|x_i|`` in float64; entries that are exactly 0 cost nothing even at weight inf."""
+    y, x = signal.double().flatten(), codes.double().flatten()
+    w = torch.as_tensor(weights, dtype=torch.float64).expand_as(x)
+    cost = torch.where(x == 0, torch.zeros_like(x), w * x.abs())
+    return float(0.5 * (y - matrix.double() @ x).square().sum() + cost.sum())
+
+
+def sklearn_lasso(
+    matrix: Tensor,
+    signal: Tensor,
+    weights: Tensor | float,
+    *,
+    nonnegative: bool = False,
+    mask: Tensor | None = None,
+    tol: float = 1e-14,
+    max_iter: int = 1_000_000,
+) -> Tensor:
+    """Return a minimizer of ``½‖M(y - Ax)‖² + Σ w_i|x_i|`` by scikit-learn's coordinate descent, float64.
+
+    scikit-learn minimizes ``‖y - Xw‖²/(2n) + α‖w‖_1``, so ``α = 1/n`` and columns are divided by their weights; columns
+    of infinite weight are left out. Weights must be positive.
+
+    Args:
+        matrix: A, ``(d, n)``.
+        signal: y, d entries in any shape.
+        weights: A number or one per column.
+        nonnegative: Whether x ≥ 0.
+        mask: M, d entries, None for all ones.
+        tol: Relative duality gap at which scikit-learn stops.
+        max_iter: Passes over the columns.
+    """
+    from sklearn.linear_model import Lasso
+
+    a, y = matrix.double().numpy(), signal.double().flatten().numpy()
+    if mask is not None:
+        m = mask.double().flatten().numpy()
+        a, y = a * m[:, None], y * m
+    w = np.broadcast_to(np.asarray(torch.as_tensor(weights, dtype=torch.float64)), (a.shape[1],))
+    free = np.isfinite(w)
+    x = np.zeros(a.shape[1])
+    if free.any():
+        model = Lasso(alpha=1.0 / len(y), fit_intercept=False, positive=nonnegative, tol=tol, max_iter=max_iter)
+        x[free] = model.fit(a[:, free] / w[free], y).coef_ / w[free]
+    return torch.from_numpy(x)
+
+
+def scipy_lasso(
+    matrix: Tensor, signal: Tensor, weights: Tensor | float, *, nonnegative: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Return the same minimizer as `sklearn_lasso` by bounded quasi-Newton steps (SciPy), weights 0 allowed.
+
+    x is split into positive and negative part, both at least 0; the objective is smooth on them. About 1e-8 accurate.
+    """
+    from scipy.optimize import minimize
+
+    a, y = matrix.double().numpy(), signal.double().flatten().numpy()
+    if mask is not None:
+        m = mask.double().flatten().numpy()
+        a, y = a * m[:, None], y * m
+    n = a.shape[1]
+    w = np.broadcast_to(np.asarray(torch.as_tensor(weights, dtype=torch.float64)), (n,))
+    free = np.isfinite(w)
+    a_free, w_free, count = a[:, free], w[free], int(free.sum())
+
+    def value(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        x = parts[:count] - parts[count:]
+        r = a_free @ x - y
+        slope = a_free.T @ r
+        return 0.5 * r @ r + w_free @ (parts[:count] + parts[count:]), np.concatenate([slope + w_free, w_free - slope])
+
+    bounds = [(0.0, None)] * count + [(0.0, 0.0 if nonnegative else None)] * count
+    options = {"maxiter": 100_000, "maxfun": 1_000_000, "ftol": 1e-16, "gtol": 1e-11, "maxcor": 50}
+    found = minimize(value, np.zeros(2 * count), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    x = np.zeros(n)
+    x[free] = found.x[:count] - found.x[count:]
+    return torch.from_numpy(x)
+
+
+def nonnegative_least_squares(matrix: Tensor, signal: Tensor) -> Tensor:
+    """Return ``argmin ½‖y - Ax‖², x ≥ 0`` by the active-set method of Lawson & Hanson (SciPy): lam = 0."""
+    from scipy.optimize import nnls
+
+    return torch.from_numpy(nnls(matrix.double().numpy(), signal.double().flatten().numpy())[0])
+
+
+def orthonormal_lasso(matrix: Tensor, signal: Tensor, weights: Tensor | float, *, nonnegative: bool = False) -> Tensor:
+    """Return the closed form for orthonormal columns: the soft threshold of ``Aᵀy``."""
+    u = matrix.double().T @ signal.double().flatten()
+    shrunk = (u if nonnegative else u.abs()) - torch.as_tensor(weights, dtype=torch.float64)
+    return shrunk.clamp_min(0) * (1.0 if nonnegative else u.sign())
+
+
+def kkt_violation(
+    matrix: Tensor,
+    signal: Tensor,
+    codes: Tensor,
+    weights: Tensor | float,
+    *,
+    nonnegative: bool = False,
+    mask: Tensor | None = None,
+) -> float:
+    """Return the largest violation of the optimality conditions of the (weighted, masked) Lasso.
+
+    ``Aᵀ(y - Ax)_i = w_i sign(x_i)`` where ``x_i ≠ 0``, at most w_i in absolute value (non-negative: in value) elsewhere.
+    """
+    a, y, x = matrix.double(), signal.double().flatten(), codes.double().flatten()
+    m = torch.ones_like(y) if mask is None else mask.double().flatten()
+    w = torch.as_tensor(weights, dtype=torch.float64).expand_as(x)
+    correlation = a.T @ (m.square() * (y - a @ x))
+    on = (correlation - w * x.sign()).abs()
+    off = ((correlation if nonnegative else correlation.abs()) - w).clamp_min(0)
+    violation = torch.where(x != 0, on, off)
+    if nonnegative:
+        violation = torch.maximum(violation, -x)
+    return float(violation.max())
+
+
+def sklearn_joint(
+    model: dsc.Cascade,
+    signal: Tensor,
+    size: tuple[int, ...],
+    lam: Sequence[float],
+    beta: Sequence[float],
+    **kwargs: bool,
+) -> tuple[tuple[Tensor, ...], float]:
+    """Return the joint problem's minimizer, flat codes per layer, and its value, as one Lasso of the stacked matrix.
+
+    Args:
+        model: The cascade.
+        signal: One signal.
+        size: Spatial size of the deepest code.
+        lam: One per layer.
+        beta: One per layer.
+        kwargs: ``nonnegative=`` for `sklearn_lasso`.
+    """
+    matrix, widths = joint_matrix(model, size, beta)
+    data = torch.zeros(len(matrix), dtype=torch.float64)
+    data[: signal.numel()] = beta[0] ** 0.5 * signal.double().flatten()
+    weights = torch.cat([torch.full((n,), value, dtype=torch.float64) for n, value in zip(widths, lam, strict=True)])
+    flat = sklearn_lasso(matrix, data, weights, **kwargs)
+    return tuple(flat.split(widths)), lasso_objective(matrix, data, flat, weights)
