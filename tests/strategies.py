@@ -145,7 +145,7 @@ def draw_signal(dictionary: dsc.Dictionary, seed: int, *, batch: tuple[int, ...]
 
 
 def gram_dictionary(gram: Tensor) -> dsc.DenseDictionary:
-    """Return a dense dictionary with this positive semidefinite Gram matrix (unit diagonal), as few rows as it has rank."""
+    """Return atoms with this positive semidefinite Gram matrix (unit diagonal), in as few rows as it has rank."""
     values, vectors = torch.linalg.eigh(gram)
     kept = values > 1e-10
     return dsc.DenseDictionary((vectors[:, kept] * values[kept].sqrt()).T.contiguous())

@@ -22,7 +22,9 @@ def recursion_of(dictionary: DenseDictionary, sparsity: int, **settings: object)
     return layer_recursion(dictionary, assumed)
 
 
-def step(dictionary: DenseDictionary, codes: Tensor, signal: Tensor, theta: Tensor, nonnegative: bool = False) -> Tensor:
+def step(
+    dictionary: DenseDictionary, codes: Tensor, signal: Tensor, theta: Tensor, nonnegative: bool = False
+) -> Tensor:
     u = codes + dictionary.analyze(signal - dictionary.synthesize(codes))
     return (u - theta).clamp_min(0) - (0 if nonnegative else (-u - theta).clamp_min(0))
 

@@ -113,12 +113,10 @@ def _forms(atoms: Atoms, s: int, layer: int) -> list[Condition]:
 
 
 def _norm_ratio(dictionary: Dictionary) -> float:
-    """Return ``max‖d_i‖ / min‖d_i‖``, rounded up; 1 if all norms are 1 within rounding in float64."""
+    """Return ``max‖d_i‖ / min‖d_i‖``, rounded up."""
     norms = dictionary.column_norms()
     error = (dictionary.analysis_terms + 4) * _EPS
-    ratio = float(norms.max() / norms.min())
-    # Atoms normalized in float64 differ by rounding only: that is what the slack of the condition is for.
-    return 1.0 if ratio <= 1 + 2 * error else ratio * (1 + 2 * error)
+    return float(norms.max() / norms.min()) * (1 + 2 * error)
 
 
 def _support_forms(layer: Dictionary, mask: Tensor, number: int) -> list[Condition]:

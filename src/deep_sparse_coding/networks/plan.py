@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -316,10 +316,7 @@ def _no_contraction(dictionary: Dictionary, recursion: LayerRecursion, rate: flo
     per = "per stripe" if dictionary.event_axes > 1 else "in all"
     allowed = 0
     for s in range(assumed.sparsity - 1, 0, -1):
-        changed = LayerHypotheses(
-            assumed.layer, s, assumed.amplitude, assumed.residual, assumed.place_sparsity, assumed.nonnegative
-        )
-        if layer_recursion(dictionary, changed).rate() < 1:
+        if replace(recursion, hypotheses=replace(assumed, sparsity=s)).rate() < 1:
             allowed = s
             break
     lower = f"sparsity of at most {allowed} for this layer" if allowed else "no sparsity would do for these atoms"

@@ -114,7 +114,7 @@ def _penalized_part(form: StandardForm, residual: Blocks, correlation: Blocks) -
     if matrix is None:
         raise NotImplementedError("unpenalized atoms are projected out for dense dictionaries with a shared mask only")
     signal = residual[0].clone()
-    patterns, which = torch.unique(free.expand(form.batch, -1), dim=0, return_inverse=True)
+    patterns, which = torch.unique(free.expand(form.batch, *form.code_shapes[0]), dim=0, return_inverse=True)
     for index, pattern in enumerate(patterns):
         if bool(pattern.any()):
             u, s, _ = torch.linalg.svd(matrix[:, pattern], full_matrices=False)

@@ -5,18 +5,20 @@ For every signal y with weights w_j = lam·weights_j it minimizes ½‖y - Dx‖
 1. the gradient g = Dᵀ(y - Dx) of all atoms, from the correlation Dᵀy and the Gram rows of the support;
 2. the duality gap; stop when it is small enough;
 3. a working set grows by the atoms whose |g_j|/w_j exceeds a threshold that falls with the largest of them;
-4. on the *compact* Gram matrix of that set, sweeps of coordinate descent find the signs; once the threshold is down at
-   one, a Cholesky factor solves the normal equations of the support, walks to the first sign change and drops that atom.
+4. on the *compact* Gram matrix of that set, sweeps of coordinate descent find the signs; once the threshold is down
+   at one, a Cholesky factor solves the normal equations of the support and walks to the first sign change, where an
+   atom is dropped.
 
 Neither half of step 4 increases the objective. The factor survives between rounds: new atoms are new columns, a dropped
 atom is rotated out. Threads take chunks of signals and run without the interpreter's lock; no thread outlives the call,
-so that a process may fork afterwards. Every signal is solved by the same instructions whatever stands beside it: results
-are equal to the last bit for any batch and any number of threads.
+so that a process may fork afterwards. Every signal is solved by the same instructions whatever stands beside it:
+results are equal to the last bit for any batch and any number of threads.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -268,7 +270,8 @@ def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, no
 
 @_jit
 def _support(
-    U: Floats, inv: Floats, A: Indices, n: int, valid: int, x: Floats, w: Floats, size: int, nonnegative: bool, seen: Any
+    U: Floats, inv: Floats, A: Indices, n: int, valid: int, x: Floats, w: Floats, size: int, nonnegative: bool,
+    seen: Any,
 ) -> tuple[int, int]:
     """Bring the ordered support A up to date: zeros leave, new atoms are appended, so that the factor stays useful."""
     for k in range(n - 1, -1, -1):
@@ -496,6 +499,11 @@ def _solve_chunk(
         gap_out[i] = rel
 
 
+def _plain(a: Floats) -> Floats:
+    """The one kind of array that the kernel is compiled for: contiguous, writeable, float64."""
+    return np.require(a, np.float64, ("C_CONTIGUOUS", "WRITEABLE"))
+
+
 def solve_batch(
     D: Floats,
     gram: Floats | None,
@@ -521,7 +529,7 @@ def solve_batch(
             With an unpenalized atom: when the largest KKT violation is <= tol·‖d_j‖‖y‖.
         max_rounds: Most working-set rounds per signal.
         start: Codes ``(n, m)`` to start from; values that the problem forbids count as zero.
-        threads: Number of threads; None: as many as numba may use (``NUMBA_NUM_THREADS``).
+        threads: Number of threads; None: one per processor.
 
     Returns:
         Codes ``(n, m)``, rounds ``(n,)``, and the last relative gap (or violation) ``(n,)``. A signal converged where
@@ -530,11 +538,10 @@ def solve_batch(
     Source: relative gap as in G5 of docs/theory.md; working sets and the walk to the first sign change: active-set
     method of Osborne, Presnell and Turlach (2000).
     """
-    requirements = ["C", "W"]
-    D, Y, lam, weights = (np.require(a, np.float64, requirements) for a in (D, Y, lam, weights))
-    gram = np.empty((0, 0)) if gram is None else np.require(gram, np.float64, requirements)
     n, m = Y.shape[0], D.shape[1]
-    start = np.empty((0, m)) if start is None else np.require(start, np.float64, requirements)
+    D, Y, lam, weights = _plain(D), _plain(Y), _plain(lam), _plain(weights)
+    gram = _plain(np.empty((0, 0)) if gram is None else gram)
+    start = _plain(np.empty((0, m)) if start is None else start)
     DT = np.ascontiguousarray(D.T)
     norms = np.linalg.norm(D, axis=0)
     codes, rounds, gap = np.zeros((n, m)), np.zeros(n, np.int64), np.zeros(n)
@@ -547,7 +554,7 @@ def solve_batch(
         )  # fmt: skip
 
     chunks = range(0, n, _CHUNK)
-    threads = min(numba.config.NUMBA_NUM_THREADS if threads is None else threads, len(chunks))
+    threads = min((os.cpu_count() or 1) if threads is None else threads, len(chunks))
     if threads <= 1:
         for lo in chunks:
             work(lo)

@@ -1,0 +1,278 @@
+"""The compiled dense Lasso solver against independent references, closed forms and hostile inputs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Lasso, LassoLars
+
+from deep_sparse_coding.solvers._kernels_dense import solve_batch
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def problem(seed: int, d: int = 12, m: int = 30, n: int = 7) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    D = rng.standard_normal((d, m))
+    D /= np.linalg.norm(D, axis=0)
+    return D, rng.standard_normal((n, d))
+
+
+def share_of_max(D: Any, Y: Any, share: float) -> Any:
+    return share * np.abs(Y @ D).max(1)
+
+
+def run(D: Any, Y: Any, lam: Any, weights: Any = None, **options: Any) -> tuple[Any, Any, Any]:
+    weights = np.ones(D.shape[1]) if weights is None else weights
+    return solve_batch(D, D.T @ D, Y, np.broadcast_to(np.asarray(lam, float), (len(Y),)), weights, **options)
+
+
+def objective(D: Any, Y: Any, X: Any, W: Any) -> Any:
+    penalty = np.where(X == 0, 0.0, np.abs(X) * np.where(np.isinf(W), 0.0, W))
+    return 0.5 * ((Y - X @ D.T) ** 2).sum(1) + penalty.sum(1)
+
+
+def relative_gap(D: Any, Y: Any, X: Any, W: Any, nonnegative: bool = False) -> Any:
+    """P(x) - D(θ) over P(x) from the primal and dual objectives themselves, all weights positive."""
+    R = Y - X @ D.T
+    correlation = R @ D if nonnegative else np.abs(R @ D)
+    worst = np.maximum((correlation / W).max(1), 1e-300)
+    alpha = np.minimum((Y * R).sum(1) / np.maximum((R * R).sum(1), 1e-300), 1 / worst)
+    theta = alpha[:, None] * R
+    primal = objective(D, Y, X, W)
+    dual = 0.5 * (Y**2).sum(1) - 0.5 * ((Y - theta) ** 2).sum(1)
+    return (primal - dual) / primal
+
+
+def kkt(D: Any, Y: Any, X: Any, W: Any, nonnegative: bool = False) -> float:
+    """Largest violation of the optimality conditions, as a share of ‖d_j‖‖y‖."""
+    G = (Y - X @ D.T) @ D
+    at_zero = np.maximum((G if nonnegative else np.abs(G)) - W, 0.0)
+    with np.errstate(invalid="ignore"):
+        elsewhere = np.abs(G - W * np.sign(X))
+    scale = np.linalg.norm(D, axis=0) * np.maximum(np.linalg.norm(Y, axis=1, keepdims=True), 1e-300)
+    return float((np.where(X == 0, at_zero, elsewhere) / scale).max())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_equals_scikit_learn(seed: int) -> None:
+    D, Y = problem(seed)
+    for nonnegative in (False, True):
+        lam = share_of_max(D, Y, 0.1)
+        X, _, gap = run(D, Y, lam, nonnegative=nonnegative, tol=1e-12)
+        assert gap.max() <= 1e-12
+        for i, y in enumerate(Y):
+            options: dict[str, Any] = {"alpha": lam[i] / len(y), "fit_intercept": False, "positive": nonnegative}
+            lasso = Lasso(tol=1e-14, max_iter=100_000, **options).fit(D, y).coef_
+            lars = LassoLars(max_iter=10_000, **options).fit(D, y).coef_
+            W = np.full((1, D.shape[1]), lam[i])
+            for other in (lasso, lars):
+                assert objective(D, y[None], X[i : i + 1], W) <= objective(D, y[None], other[None], W) * (1 + 1e-10)
+            np.testing.assert_allclose(X[i], lasso, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds)
+def test_gap_is_true_and_optimality_conditions_hold(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    d, m = int(rng.integers(1, 40)), int(rng.integers(1, 60))
+    D, Y = problem(seed, d, m, 5)
+    D *= 10.0 ** rng.uniform(-2, 2, m)
+    weights = rng.uniform(0.2, 3.0, m) * np.linalg.norm(D, axis=0)
+    nonnegative = bool(rng.integers(2))
+    lam = rng.uniform(0.01, 1.1) * np.abs((Y @ D) / weights).max(1)
+    W = lam[:, None] * weights
+    for tol in (1e-3, 1e-10):
+        X, _, gap = run(D, Y, lam, weights, nonnegative=nonnegative, tol=tol)
+        assert gap.max() <= tol
+        np.testing.assert_allclose(gap, relative_gap(D, Y, X, W, nonnegative), rtol=1e-6, atol=1e-13)
+    assert not nonnegative or X.min() >= 0
+    assert kkt(D, Y, X, W, nonnegative) < 1e-4
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_orthonormal_is_soft_thresholding(nonnegative: bool) -> None:
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((20, 20)))[0]
+    Y = rng.standard_normal((9, 20))
+    lam = rng.uniform(0.1, 1.0, 9)
+    C = Y @ Q
+    size = np.maximum((C if nonnegative else np.abs(C)) - lam[:, None], 0)
+    X, _, _ = run(Q, Y, lam, nonnegative=nonnegative, tol=1e-14)
+    np.testing.assert_allclose(X, np.sign(C) * size, atol=1e-13)
+
+
+def hostile(name: str) -> Any:
+    rng = np.random.default_rng(3)
+    B = problem(3, 10, 8)[0]
+    nearly = B + 1e-6 * rng.standard_normal(B.shape)
+    return {
+        "duplicates": np.hstack([B, B, B[:, ::-1]]),
+        "negatives": np.hstack([B, -B]),
+        "nearly parallel": np.hstack([B, nearly / np.linalg.norm(nearly, axis=0)]),
+        "rank three": rng.standard_normal((10, 3)) @ rng.standard_normal((3, 25)),
+        "one atom": B[:, :1],
+        "zero atom": np.hstack([np.zeros((10, 1)), B]),
+        "tall": rng.standard_normal((10, 4)),
+        "Hadamard": np.array([[(-1.0) ** bin(i & j).count("1") for j in range(16)] for i in range(10)]),
+        "twelve decades": problem(3, 10, 25)[0] * 10.0 ** np.linspace(-6, 6, 25),
+        "all parallel": np.tile(B[:, :1], (1, 30)),
+        "powers": np.vander(np.linspace(0.5, 1.0, 10), 25, increasing=True),
+    }[name]
+
+
+NAMES = ["duplicates", "negatives", "nearly parallel", "rank three", "one atom", "zero atom", "tall", "Hadamard"]
+NAMES += ["twelve decades", "all parallel", "powers"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.05, 1e-4])
+def test_hostile_dictionaries(name: str, nonnegative: bool, share: float) -> None:
+    D = hostile(name)
+    Y = np.random.default_rng(5).standard_normal((6, D.shape[0]))
+    lam = share_of_max(D, Y, share)
+    X, _, gap = run(D, Y, lam, nonnegative=nonnegative, tol=1e-8)
+    assert np.isfinite(X).all()
+    assert gap.max() <= 1e-8
+    assert relative_gap(D, Y, X, np.tile(lam[:, None], D.shape[1]), nonnegative).max() <= 1.01e-8
+    without_gram = solve_batch(D, None, Y, lam, np.ones(D.shape[1]), nonnegative, 1e-8)
+    assert without_gram[2].max() <= 1e-8
+
+
+def test_atoms_parallel_to_twelve_digits() -> None:
+    D, Y = problem(1, 12, 6)
+    other = D * np.sqrt(1 - 2e-12) + 0.0
+    orthogonal = np.linalg.qr(D)[0][:, -1:]
+    other += np.sqrt(2e-12) * (orthogonal - (orthogonal.T @ D) * D)
+    X, _, gap = run(np.hstack([D, other]), Y, share_of_max(D, Y, 0.02), tol=1e-9)
+    assert np.isfinite(X).all()
+    assert gap.max() <= 1e-9
+
+
+@pytest.mark.parametrize("scale", [2.0**-1000, 1e-30, 1e-8, 1e8, 1e30, 2.0**1000])
+def test_scale_is_followed(scale: float) -> None:
+    D, Y = problem(2)
+    lam = share_of_max(D, Y, 0.1)
+    X = run(D, Y, lam)[0]
+    scaled, _, gap = run(D, Y * scale, lam * scale)
+    assert gap.max() <= 1e-6
+    np.testing.assert_allclose(scaled / scale, X, rtol=1e-10, atol=1e-12)
+
+
+def test_zero_signal_and_large_lam_take_no_round() -> None:
+    D, Y = problem(4)
+    Y[2] = 0
+    top = np.maximum(share_of_max(D, Y, 1.0), 1e-3)
+    for factor in (1.0, 1 + 1e-12, 7.0, np.inf):
+        X, rounds, gap = run(D, Y, top * factor, tol=0.0)
+        assert not X.any()
+        assert not rounds.any()
+        assert gap.max() <= 1e-12
+    X, rounds, _ = run(D, Y, top * (1 - 1e-6), tol=1e-15)
+    assert (X[[0, 1, 3]] != 0).any(1).all()
+    start = np.ones((len(Y), D.shape[1]))
+    assert not run(D, Y, top, start=start)[0][2].any()
+
+
+def test_batch_and_threads_do_not_change_a_bit() -> None:
+    D, Y = problem(6, 20, 45, 150)
+    lam = share_of_max(D, Y, 0.03)
+    whole = run(D, Y, lam, threads=1)
+    for threads in (2, 3):
+        for a, b in zip(whole, run(D, Y, lam, threads=threads), strict=True):
+            np.testing.assert_array_equal(a, b)
+    order = np.random.default_rng(0).permutation(len(Y))
+    np.testing.assert_array_equal(run(D, Y[order], lam[order])[0], whole[0][order])
+    for i in (0, 17, 149):
+        np.testing.assert_array_equal(run(D, Y[i : i + 1], lam[i])[0], whole[0][i : i + 1])
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_warm_start(seed: int) -> None:
+    D, Y = problem(seed)
+    lam = share_of_max(D, Y, 0.1)
+    X, rounds, gap = run(D, Y, lam, tol=1e-9)
+    again, no_rounds, _ = run(D, Y, lam, tol=1e-9, start=X)
+    assert rounds.min() > 0
+    assert not no_rounds.any()
+    np.testing.assert_allclose(again, X, rtol=1e-15)
+    rng = np.random.default_rng(seed)
+    for start in (X + 0.1 * rng.standard_normal(X.shape), np.ones_like(X), -X):
+        for nonnegative in (False, True):
+            Z, _, gap = run(D, Y, lam, tol=1e-9, start=start, nonnegative=nonnegative)
+            assert gap.max() <= 1e-9
+            assert not nonnegative or Z.min() >= 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_unpenalized_and_forbidden_atoms(seed: int) -> None:
+    D, Y = problem(seed, 20, 30)
+    weights = np.ones(30)
+    weights[:5] = 0
+    weights[20:] = np.inf
+    lam = share_of_max(D, Y, 0.1)
+    for nonnegative in (False, True):
+        X, _, violation = run(D, Y, lam, weights, tol=1e-10, nonnegative=nonnegative)
+        assert violation.max() <= 1e-10
+        assert not X[:, 20:].any()
+        W = lam[:, None] * np.where(np.isinf(weights), 1e300, weights)
+        assert kkt(D, Y, X, W, nonnegative) < 2e-10
+    X = run(D, Y, np.inf, weights, tol=1e-10)[0]
+    np.testing.assert_allclose(X[:, :5], np.linalg.lstsq(D[:, :5], Y.T, rcond=None)[0].T, atol=1e-9)
+    assert not X[:, 5:].any()
+
+
+@pytest.mark.parametrize(("d", "m"), [(20, 8), (8, 20)])
+def test_lam_zero_is_least_squares(d: int, m: int) -> None:
+    D, Y = problem(9, d, m)
+    X, _, violation = run(D, Y, 0.0, tol=1e-10)
+    assert violation.max() <= 1e-10
+    best = Y - Y @ np.linalg.pinv(D).T @ D.T
+    np.testing.assert_allclose(Y - X @ D.T, best, atol=1e-8)
+
+
+def test_working_set_outgrows_the_first_workspace() -> None:
+    D, Y = problem(11, 150, 400, 3)
+    lam = share_of_max(D, Y, 0.002)
+    X = run(D, Y, lam, tol=1e-8)[0]
+    assert (X != 0).sum(1).min() > 100
+    assert relative_gap(D, Y, X, np.tile(lam[:, None], 400)).max() <= 1.01e-8
+    lazy = solve_batch(D, None, Y, lam, np.ones(400), tol=1e-8)[0]
+    np.testing.assert_allclose(lazy, X, atol=1e-4)
+
+
+def test_unreachable_tolerance_ends_and_says_so() -> None:
+    D, Y = problem(12)
+    _, rounds, gap = run(D, Y, share_of_max(D, Y, 0.05), tol=0.0, max_rounds=1000)
+    assert rounds.max() < 60
+    assert gap.max() < 1e-13
+    _, rounds, gap = run(D, Y, share_of_max(D, Y, 0.05), tol=1e-9, max_rounds=1)
+    assert rounds.max() == 1
+    assert gap.max() > 1e-9
+
+
+def test_empty_batch_and_read_only_input() -> None:
+    D, Y = problem(13)
+    assert run(D, Y[:0], 0.1)[0].shape == (0, 30)
+    for a in (D, Y):
+        a.flags.writeable = False
+    assert run(np.asfortranarray(D), Y[::2], 0.1)[2].max() <= 1e-6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_solves_in_a_forked_process() -> None:
+    D, Y = problem(14, n=300)
+    expected = run(D, Y, 0.1, threads=2)[0]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(run(D, Y, 0.1, threads=2)[0], expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
