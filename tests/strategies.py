@@ -67,8 +67,9 @@ def draw_conv(
     size = tuple(randint(1, largest, g) for _ in range(axes))
     stride = tuple(randint(1, k + 1, g) for k in size)
     atoms, drawn = randint(1, 4, g), randint(1, 3, g)
-    # One entry per kernel leaves nothing but ±1: all atoms would be duplicates.
-    channels = max(drawn, 2 if math.prod(size) == 1 else 1) if channels is None else channels
+    channels = drawn if channels is None else channels
+    if channels * math.prod(size) == 1:
+        atoms = 1  # one entry per kernel leaves nothing but ±1: more atoms would be duplicates
     kernels = normal(atoms, channels, *size, generator=g)
     boundary = ("valid", "circular")[randint(0, 1, g)] if boundary is None else boundary
     return dsc.ConvDictionary(kernels, stride=stride, boundary=boundary, normalize=True)

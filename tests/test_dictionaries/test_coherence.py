@@ -82,7 +82,9 @@ def test_babel_does_not_see_scale_sign_or_order(seed: int) -> None:
     dictionary = draw_dense(seed)
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(dictionary.atoms, generator=g)
-    factors = (torch.rand(dictionary.atoms, generator=g, dtype=torch.float64) + 0.1) * (-1.0) ** torch.arange(dictionary.atoms)
+    factors = (torch.rand(dictionary.atoms, generator=g, dtype=torch.float64) + 0.1) * (-1.0) ** torch.arange(
+        dictionary.atoms
+    )
     changed = dsc.DenseDictionary(dictionary.matrix[:, order] * factors)
     assert changed.babel(3) == pytest.approx(dictionary.babel(3), abs=1e-12)
 

@@ -67,7 +67,11 @@ def test_the_bound_is_within_15_percent_of_a_large_grid(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"atoms": 3, "channels": 2, "size": 5}, {"atoms": 4, "channels": 1, "size": (3, 2)}, {"atoms": 2, "channels": 1, "size": (2, 3, 2)}],
+    [
+        {"atoms": 3, "channels": 2, "size": 5},
+        {"atoms": 4, "channels": 1, "size": (3, 2)},
+        {"atoms": 2, "channels": 1, "size": (2, 3, 2)},
+    ],
 )
 def test_the_bound_is_tight_on_images_and_volumes(sizes: dict[str, object]) -> None:
     dictionary = dsc.ConvDictionary.random(**sizes, seed=0, dtype=torch.float64)  # type: ignore[arg-type]
@@ -85,21 +89,31 @@ def test_known_norms() -> None:
     assert spike_hadamard(8).operator_norm() == pytest.approx(2**0.5, rel=1e-12)
 
 
-def test_a_coarse_grid_is_still_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Ehlich-Zeller factor alone: as few points as it allows, on kernels whose symbol peaks between them."""
+@pytest.mark.parametrize("points", [3, 5])
+@pytest.mark.parametrize("lag", [1, 3, 4])
+def test_the_factor_is_attained(monkeypatch: pytest.MonkeyPatch, points: int, lag: int) -> None:
+    """``|1 - e^{iLω}|²`` is the extremal polynomial, and its peaks lie midway between an odd number of points per lag."""
     monkeypatch.setattr(norms, "_SYMBOL_WORK", 1)
-    monkeypatch.setattr(norms, "_COARSEST", 2)
-    lag = 3
-    tight = 0.0
-    for shift in torch.linspace(0, 1, 23, dtype=torch.float64):
-        # S(ω) = Σ_t e^{i t (φ - ω)}/2 peaks at φ; two real channels hold cosine and sine.
-        angle = shift * torch.pi / (2 * lag) * torch.arange(lag + 1)
-        kernels = torch.stack([angle.cos(), angle.sin()])[None] / 2
-        bound = float(norms.convolution_norm(kernels, (1,), None, False))
-        true = float(norms.convolution_norm(kernels, (1,), (4096,), True))
-        assert true <= bound * (1 + 1e-9)
-        tight = max(tight, true / bound)
-    assert tight > 0.9
+    monkeypatch.setattr(norms, "_COARSEST", points)
+    kernels = torch.zeros(1, 1, lag + 1, dtype=torch.float64)
+    kernels[0, 0, 0], kernels[0, 0, -1] = 1.0, -1.0
+    seen = float(norms.convolution_norm(kernels, (1,), (points * lag,), True))
+    assert seen < 1.91
+    assert float(norms.convolution_norm(kernels, (1,), None, False)) == pytest.approx(2.0, rel=1e-10)
+    square = (kernels[0, 0, :, None] * kernels[0, 0, None, :])[None, None]
+    assert float(norms.convolution_norm(square, (1, 1), None, False)) == pytest.approx(4.0, rel=1e-10)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=60)
+def test_a_coarse_grid_is_still_a_bound(seed: int) -> None:
+    dictionary = draw_conv(seed)
+    ring = (64,) * dictionary.axes
+    true = float(norms.convolution_norm(dictionary.kernels, dictionary.stride, ring, True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norms, "_SYMBOL_WORK", 1)
+        patch.setattr(norms, "_COARSEST", 2)
+        assert true <= norms.convolution_norm(dictionary.kernels, dictionary.stride, None, False)
 
 
 def test_chunks_of_frequencies_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from strategies import SEEDS, alias_free_size, draw_codes, draw_conv, draw_dicti
 import deep_sparse_coding as dsc
 
 
-def _pair(operator: Operator, batch: tuple[int, ...] = (), seed: int = 0) -> tuple[dsc.Dictionary, torch.Tensor, torch.Tensor]:
+def _pair(
+    operator: Operator, batch: tuple[int, ...] = (), seed: int = 0
+) -> tuple[dsc.Dictionary, torch.Tensor, torch.Tensor]:
     dictionary = operator.build()
     g = rng(seed)
     signal = normal(*batch, *dictionary.signal_shape(operator.size), generator=g)
@@ -90,7 +92,11 @@ def test_gram_rows_hold_the_entries_of_the_explicit_gram_matrix(operator: Operat
     table = rows.reshape(dictionary.atoms, dictionary.atoms, *(2 * lag + 1 for lag in lags))
     blocks = cross.reshape(dictionary.atoms, math.prod(grid), dictionary.atoms, math.prod(grid))
     ring = dictionary.boundary == "circular"
-    places = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, len(grid))) if grid else [torch.tensor([])]
+    places = (
+        list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, len(grid)))
+        if grid
+        else [torch.tensor([])]
+    )
     for a, first in enumerate(places):
         for b, second in enumerate(places):
             shift = [int(v) for v in (second - first).tolist()]
@@ -198,8 +204,12 @@ def test_float32_agrees_with_float64(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator)
     single = dictionary.cast(torch.float32)
     assert single.synthesize(codes.float()).dtype == torch.float32
-    torch.testing.assert_close(single.synthesize(codes.float()).double(), dictionary.synthesize(codes), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(single.analyze(signal.float()).double(), dictionary.analyze(signal), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        single.synthesize(codes.float()).double(), dictionary.synthesize(codes), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        single.analyze(signal.float()).double(), dictionary.analyze(signal), rtol=1e-5, atol=1e-5
+    )
 
 
 @each_operator()

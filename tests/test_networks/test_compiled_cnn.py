@@ -138,7 +138,7 @@ def test_refusals(model: dsc.Cascade, settings: dict[str, object], error: type[E
 
 def test_refuses_atoms_that_are_not_of_unit_norm() -> None:
     doubled = dsc.ConvDictionary(2 * dsc.ConvDictionary.random(atoms=2, channels=1, size=3, seed=0).kernels)
-    with pytest.raises(ParameterError, match="atom . of layer 1 has norm 2; .* normalize=True"):
+    with pytest.raises(ParameterError, match=r"atom . of layer 1 has norm 2; .* normalize=True"):
         to_cnn(doubled, sparsity=1)
 
 

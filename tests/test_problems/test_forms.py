@@ -123,7 +123,7 @@ def test_settings_are_checked_before_any_work() -> None:
     dense = dsc.DenseDictionary.random(4, 6, seed=0)
     conv = dsc.ConvDictionary.random(atoms=3, channels=1, size=3, seed=0)
     model = dsc.Cascade([dense, dsc.DenseDictionary.random(6, 8, seed=1)])
-    with pytest.raises(dsc.DictionaryError, match=r"dictionary is a Tensor; expected a dictionary: use dsc.Dense"):
+    with pytest.raises(dsc.DictionaryError, match=r"dictionary is a Parameter; expected a dictionary: use dsc.Dense"):
         dsc.Lasso(dense.matrix, 0.1)  # type: ignore[arg-type]
     with pytest.raises(dsc.DictionaryError, match=r"expected a dsc.Cascade: dsc.Cascade\(\[dictionary\]\)"):
         dsc.JointLasso(dense, 0.1)  # type: ignore[arg-type]

@@ -23,8 +23,13 @@ SEEDS = st.integers(0, 2**31 - 1)
 SOLVERS = [dsc.FISTA(), dsc.FISTA(restart=False), dsc.CoordinateDescent()]
 IDS = ["FISTA", "FISTA-plain", "CoordinateDescent"]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=IDS)
+# Without restarts tight tolerances take FISTA tens of thousands of steps.
+each_fast_solver = pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[2]], ids=[IDS[0], IDS[2]])
+# Draws may put lam above lam_max; that is then part of what is tested.
+zeros_are_fine = pytest.mark.filterwarnings("ignore:lam is at or above lam_max")
 
 
+@zeros_are_fine
 @each_operator()
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_fista_on_every_operator(operator: Operator, nonnegative: bool) -> None:
@@ -46,6 +51,7 @@ def test_fista_on_every_operator(operator: Operator, nonnegative: bool) -> None:
         assert violation < 1e-3 * lam
 
 
+@zeros_are_fine
 @each_solver
 @given(seed=SEEDS, nonnegative=st.booleans(), weighted=st.booleans(), share=st.floats(0.02, 0.9))
 @settings(max_examples=25)
@@ -84,7 +90,7 @@ def test_orthonormal_atoms_have_a_closed_form(solver: dsc.Solver, nonnegative: b
         assert float((x - want).abs().max()) < 1e-6
 
 
-@each_solver
+@each_fast_solver
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_joint_problem_is_the_stacked_lasso(solver: dsc.Solver, nonnegative: bool) -> None:
     model = dsc.Cascade(
@@ -124,7 +130,7 @@ def test_joint_convolutional_problem_is_the_stacked_lasso(boundary: str) -> None
     assert float(solution.codes[1].abs().max()) > 0
 
 
-@each_solver
+@each_fast_solver
 def test_layered_problem_is_one_lasso_after_the_other(solver: dsc.Solver) -> None:
     model = dsc.Cascade(
         [
@@ -146,7 +152,7 @@ def test_layered_problem_is_one_lasso_after_the_other(solver: dsc.Solver) -> Non
             assert lasso_objective(matrix, below, codes, lam) == pytest.approx(best, rel=1e-9)
 
 
-@each_solver
+@each_fast_solver
 def test_without_penalty_it_is_nonnegative_least_squares(solver: dsc.Solver) -> None:
     dictionary = dsc.DenseDictionary.random(9, 6, seed=5, dtype=torch.float64)
     signal = normal(3, 9, generator=rng(3))

@@ -82,7 +82,7 @@ def test_simplex_attains_the_rate_at_every_step(atoms: int, sparsity: int) -> No
     truth[0, :sparsity] = 1.0
     rate = (2 * sparsity - 1) / (atoms - 1)
     if rate >= 1:
-        with pytest.raises(ParameterError, match="ρ = 1.000 at 4 non-zeros in all"):
+        with pytest.raises(ParameterError, match=r"ρ = 1\.000 at 4 non-zeros in all"):
             to_cnn(dictionary, sparsity=sparsity, steps=3)
         return
     net = to_cnn(dictionary, sparsity=sparsity, steps=10)
@@ -123,7 +123,7 @@ def test_worst_row_is_attained_in_the_first_step(seed: int) -> None:
 def test_nonnegative_codes_need_half_of_the_rate(c: float) -> None:
     # ρ = 5c ≥ 1 > 3c = ρ_+: only the one-sided bound shrinks.
     dictionary = equiangular(7, c)
-    with pytest.raises(ParameterError, match="sparsity of at most .* nonnegative=True"):
+    with pytest.raises(ParameterError, match=r"sparsity of at most .* nonnegative=True"):
         to_cnn(dictionary, sparsity=3, steps=30)
     truth = torch.zeros(3, 7, dtype=F64)
     truth[0, :3] = 1.0
@@ -136,7 +136,7 @@ def test_nonnegative_codes_need_half_of_the_rate(c: float) -> None:
 
 
 def test_nonnegative_refused_where_the_one_sided_rate_is_one() -> None:
-    with pytest.raises(ParameterError, match="layer 1: the error bound does not shrink, ρ = 1.000"):
+    with pytest.raises(ParameterError, match=r"layer 1: the error bound does not shrink, ρ = 1\.000"):
         to_cnn(equiangular(7, 1 / 3), sparsity=3, steps=30, nonnegative=True)
 
 

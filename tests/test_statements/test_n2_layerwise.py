@@ -192,5 +192,5 @@ def test_a_layer_that_does_not_contract_is_named() -> None:
     model = two_layers()
     with pytest.raises(ParameterError, match=r"layer 2: .* ρ = 1\.\d+ at 5 .* expected ρ < 1: sparsity of at most 2"):
         to_cnn(model, sparsity=(4, 5), target_error=0.1)
-    with pytest.raises(ParameterError, match="layer 1: .* at 9 non-zeros per stripe"):
+    with pytest.raises(ParameterError, match=r"layer 1: .* at 9 non-zeros per stripe"):
         to_cnn(model, sparsity=(9, 2), target_error=0.1)

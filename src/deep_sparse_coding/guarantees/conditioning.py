@@ -197,4 +197,6 @@ def _gershgorin(gram: Any, diagonal: np.ndarray, trace: float, entry_error: floa
     k = len(diagonal)
     if squared <= 0:
         return _failure(f"the {k} atoms that remain overlap too much for a factorization within bounds")
-    return Factorization(squared, trace, "", lambda v: v / diagonal.reshape(-1, *(1,) * (v.ndim - 1)), None, entry_error)
+    return Factorization(
+        squared, trace, "", lambda v: v / diagonal.reshape(-1, *(1,) * (v.ndim - 1)), None, entry_error
+    )

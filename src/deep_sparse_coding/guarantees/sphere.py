@@ -133,7 +133,8 @@ def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
     center = tuple(0.5 * (r + t) for r, t in zip(residual, theta, strict=True))
     size = norm(center)
     radius = (0.25 * difference.square() + whole).sqrt() * grow + 0.5 * extra + EPS * size
-    radius = torch.where(torch.isfinite(gap) & torch.isfinite(radius), radius, math.inf)
+    resolved = torch.isfinite(gap) & torch.isfinite(radius) & _squares_resolved(form.data, residual)
+    radius = torch.where(resolved, radius, math.inf)
     gap = torch.where(torch.isfinite(radius), gap, math.inf)
 
     center_correlation = form.operator.analyze(center)
@@ -164,8 +165,10 @@ def _ray(form: StandardForm, codes: Blocks, residual: Blocks, rounding: Rounding
     For weights of zero ``a_iᵀθ = 0`` must hold: θ is the residual's projection, and an exact one lies within
     ``‖A_Uᵀθ‖/σ_min(A_U)`` of the computed one. Non-negative codes need it only where they are not zero.
     """
-    free = tuple((w == 0) & ((x > 0) if form.nonnegative else torch.ones_like(x, dtype=torch.bool)) for w, x in zip(
-        form.weights, codes, strict=True))
+    free = tuple(
+        (w == 0) & ((x > 0) if form.nonnegative else torch.ones_like(x, dtype=torch.bool))
+        for w, x in zip(form.weights, codes, strict=True)
+    )
     batch = form.batch
     defect = residual[0].new_zeros(batch)
     if not any(bool(block.any()) for block in free):
@@ -219,6 +222,15 @@ def _feasible(
         if upper.shape[1]:
             high, low = torch.minimum(high, upper.amin(1)), torch.maximum(low, lower.amax(1))
     return low, high
+
+
+def _squares_resolved(*vectors: Blocks) -> Tensor:
+    """Return, per sample, whether squares of the vectors are far from underflow (or the vectors are zero)."""
+    fine = torch.ones(len(vectors[0][0]), dtype=torch.bool, device=vectors[0][0].device)
+    for blocks in vectors:
+        nonzero = flat_sum(tuple((block != 0).double() for block in blocks)) > 0
+        fine &= ~nonzero | (squared_norm(blocks) > 1e-250)
+    return fine
 
 
 def norm(blocks: Blocks) -> Tensor:

@@ -7,6 +7,7 @@ the thresholds ``θ_i = top_s(|G_il| e_l) + ν_i`` keep the support inside the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,31 +81,38 @@ class LayerRecursion:
         """Return h: how far the computed argument of the threshold lies from the exact one, ``(atoms,)``.
 
         A sum of n products has an error of at most ``n u Σ|products|``, u the unit roundoff, in any order; a product
-        with an entry that is zero has none. By no overshoot ``|x_i| ≤ e_0``, and at most s codes of a stripe are not
-        zero. The rounding of a signal that was synthesized in the same precision is counted too.
+        with an entry that is zero has none. By no overshoot ``|x_i| ≤ e_0``, at most s codes of a stripe are not zero,
+        and what they synthesize has a norm of at most ``e_0 √(s (1 + μ_1(s-1)))`` by Gershgorin. The rounding of a
+        signal that was synthesized in the same precision is counted too.
 
         Source: "Rounding" of docs/theory.md.
         """
         unit = 0.51 * torch.finfo(self.dtype).eps
-        s, start = self.hypotheses.sparsity, self.start
+        s, start, amplitude = self.hypotheses.sparsity, self.start, self.hypotheses.amplitude
         norms = torch.linalg.vector_norm(self.weights.flatten(1), dim=1)
-        stripe = s * self.hypotheses.amplitude
         terms = self.weights[0].numel()
-        inputs = norms * (stripe + self.hypotheses.residual)
-        input_terms = terms
+        # The entries |G_il|: non-negative codes keep the two signs apart.
+        parts = [self.rising, self.falling] if self.hypotheses.nonnegative else [self.rising]
+        gram = torch.cat(parts, -1).flatten(1)
+        largest = float(top_sum(gram, s - 1).max()) + float(self.own.max())
+        # ‖Dx‖ under an atom, and the same for |D||x|.
+        image = norms * amplitude * math.sqrt(s * (1 + largest))
+        absolute = norms * amplitude * s
+        inputs, input_terms = image + norms * self.hypotheses.residual, terms
         if amplitude_below is not None and self.hypotheses.place_sparsity is not None:
             input_terms = min(terms, self.hypotheses.place_sparsity)
             inputs = top_sum(self.weights.flatten(1), input_terms) * amplitude_below
         threshold = self.above(start) + noise
-        analysis = top_sum(torch.cat([self.rising, self.falling], -1).flatten(1), 2 * s) * self.hypotheses.amplitude
-        carried = start + analysis + noise
-        synthesized = (s + 1) * unit * norms * (stripe + self.hypotheses.residual)
+        analysis = top_sum(gram, s) * amplitude
+        v = start + analysis + noise
+        synthesized = (s + 1) * unit * (absolute + norms * self.hypotheses.residual)
         first = (input_terms + 3) * unit * (inputs + threshold)
+        carried = (input_terms + 1) * unit * inputs
         if self.through_signal:
-            step = (terms + s + 6) * unit * (norms * stripe + start + carried + threshold)
+            step = (s + 2) * unit * absolute + (terms + 6) * unit * (image + start + v + threshold)
         else:
-            step = (s + 5) * unit * (self.own * start + analysis + carried + threshold)
-        return 1.01 * (synthesized + first + torch.maximum(first, step))
+            step = (s + 5) * unit * (self.own * start + analysis + v + threshold)
+        return 1.01 * (synthesized + torch.maximum(first, carried + step))
 
     def thresholds(self, errors: Tensor, noise: Tensor, slack: Tensor) -> Tensor:
         """Return ``θ_i`` for the step that starts from `errors`."""

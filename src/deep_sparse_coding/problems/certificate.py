@@ -12,9 +12,9 @@ from .dual import dual_point
 from .layered import LayeredLasso
 from .operators import Blocks
 
-# The relative gap is measured against the objective, but not below this share of ½‖b‖²: an objective of rounding size
-# (an exact fit without penalty) cannot be resolved any further.
-_OBJECTIVE_FLOOR = 1e-12
+# The relative gap is measured against the objective, but not below this share of ½‖b‖²: an objective that is zero but
+# for rounding (an exact fit without penalty) resolves no relative gap of its own.
+_OBJECTIVE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Certificate:
         objective: ``P(x)``.
         dual: ``D(θ) ≤ P*`` at a feasible dual point.
         gap: ``P(x) - D(θ) ≥ P(x) - P*``, computed term by term so that nothing cancels.
-        relative_gap: ``gap / P(x)``; 0 where both are 0; for a layered problem the largest over the layers.
+        relative_gap: ``gap / max(P(x), 1e-6·½‖b‖²)``; 0 where the gap is 0; for a layered problem the largest over the layers.
         layers: For a layered problem the certificate of every layer, else empty.
     """
 

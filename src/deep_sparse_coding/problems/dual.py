@@ -10,6 +10,8 @@ from torch import Tensor
 from .base import StandardForm, flat_sum, inner, penalty, squared_norm
 from .operators import Blocks
 
+_LARGEST_SCALING = 10.0
+
 
 @dataclass(frozen=True, eq=False)
 class DualPoint:
@@ -48,6 +50,9 @@ def dual_point(form: StandardForm, codes: Blocks, slack: float = 0.0) -> DualPoi
     norm2 = squared_norm(ray)
     alpha = torch.where(norm2 > 0, inner(form.data, ray) / norm2.clamp_min(torch.finfo(norm2.dtype).tiny), 0.0)
     low, high = _feasible_interval(form, ray_correlation, slack * norm2.sqrt() if slack else None)
+    if ray is not residual:
+        # Orthogonality to unpenalized atoms holds up to rounding of r: scaling up what is only rounding would lose it.
+        alpha = alpha.clamp(-_LARGEST_SCALING, _LARGEST_SCALING)
     alpha = torch.minimum(torch.maximum(alpha, low), high)
     theta = tuple(_per_sample(alpha, r) * r for r in ray)
     theta_correlation = tuple(_per_sample(alpha, c) * c for c in ray_correlation)

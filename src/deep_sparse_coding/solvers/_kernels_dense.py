@@ -34,7 +34,7 @@ _BLOCK = 16  # signals whose correlations are computed together, so that D strea
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: the atom lies in the span of the others
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
-_GROW = 0.75  # atoms above this share of the largest |g_j|/w_j enter the working set
+_GROW = 0.65  # atoms above this share of the largest |g_j|/w_j enter the working set
 _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
@@ -246,9 +246,13 @@ def _newton(
 def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool) -> bool:
     """One sweep of cyclic coordinate descent on the working set; tells whether a sign changed."""
     changed = False
+    following = g[0]
     for k in range(size):
+        # The next gradient is carried in a register: waiting for it to pass through memory would double the time.
+        gk = following
+        after = min(k + 1, size - 1)
+        following = g[after]
         old = x[k]
-        gk = g[k]
         wk = w[k]
         if old == 0.0 and abs(gk) <= wk:
             continue
@@ -263,6 +267,7 @@ def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, no
         if delta != 0.0:
             x[k] = new
             changed = changed or new * old <= 0.0
+            following -= delta * G[k, after]
             for j in range(size):
                 g[j] -= delta * G[k, j]
     return changed
@@ -303,7 +308,12 @@ def _ratios(g: Floats, inverse: Floats, scale: float, nonnegative: bool, ratio: 
     largest = np.int64(0)
     for j in range(g.size):
         largest = max(largest, bits[j])
-    return np.array(largest).view(np.float64)[()] if largest > 0 else 0.0
+    worst = 0.0
+    if largest > 0:
+        bits[0], largest = largest, bits[0]
+        worst = float(ratio[0])
+        bits[0] = largest
+    return worst
 
 
 @_jit
@@ -319,7 +329,7 @@ def _violation(
         j = sup[k]
         if norms[j] > 0.0:
             excess = max(excess, abs(g[j] - (w[j] if sup_x[k] > 0.0 else -w[j])) / norms[j])
-    return excess / math.sqrt(energy) if energy > 0.0 else excess
+    return float(excess / math.sqrt(energy)) if energy > 0.0 else float(excess)
 
 
 @_jit

@@ -1,0 +1,74 @@
+"""A certificate for codes from anywhere: a network, another library, a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deep_sparse_coding.problems import Certificate, Codes, Problem, assess
+
+from .posterior import Posterior, posterior
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedCodes:
+    """Codes with evidence of how good they are, whoever computed them.
+
+    Attributes:
+        problem: What is minimized.
+        signal: For which signal.
+        codes: The codes as they were given.
+        certificate: Objective, dual value and gap in float64.
+    """
+
+    problem: Problem
+    signal: Tensor
+    codes: Codes
+    certificate: Certificate
+
+    @property
+    def objective(self) -> Tensor:
+        """``P(x)`` per sample."""
+        return self.certificate.objective
+
+    @property
+    def dual(self) -> Tensor:
+        """A lower bound of the minimum, per sample."""
+        return self.certificate.dual
+
+    @property
+    def gap(self) -> Tensor:
+        """``P(x) - P* ≤ gap`` per sample."""
+        return self.certificate.gap
+
+    @property
+    def relative_gap(self) -> Tensor:
+        """The gap over the objective, per sample."""
+        return self.certificate.relative_gap
+
+    def posterior(self) -> Posterior | tuple[Posterior, ...]:
+        """Return what is certain about the minimizer: zeros, support, uniqueness, distance (see `posterior`)."""
+        return posterior(self)
+
+    def __str__(self) -> str:
+        return str(self.certificate)
+
+    def __repr__(self) -> str:
+        return f"<CertifiedCodes {self}>"
+
+
+def certify(problem: Problem, signal: Tensor, codes: Codes) -> CertifiedCodes:
+    """Return a certificate for codes from anywhere.
+
+    Args:
+        problem: A Lasso, a joint or a layered problem.
+        signal: ``(*batch, ...)``.
+        codes: As the problem's solutions have them: a tensor, or a tuple with one per layer.
+
+    Raises:
+        DSCError: Shapes, dtypes or devices that do not fit.
+
+    Source: "Gap" in G5 of docs/theory.md.
+    """
+    return CertifiedCodes(problem, signal, codes, assess(problem, signal, codes))
