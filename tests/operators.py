@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
 from strategies import normal, rng
+
+import deep_sparse_coding as dsc
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import itertools
 import warnings
 from collections.abc import Sequence
 
-import deep_sparse_coding as dsc
 import numpy as np
 import torch
 from torch import Tensor
+
+import deep_sparse_coding as dsc
 
 # ---------------------------------------------------------------------- matrices
 
@@ -213,6 +214,8 @@ def scipy_lasso(
     n = a.shape[1]
     w = np.broadcast_to(np.asarray(torch.as_tensor(weights, dtype=torch.float64)), (n,))
     free = np.isfinite(w)
+    if not free.any():
+        return torch.zeros(n, dtype=torch.float64)
     a_free, w_free, count = a[:, free], w[free], int(free.sum())
 
     def value(parts: np.ndarray) -> tuple[float, np.ndarray]:

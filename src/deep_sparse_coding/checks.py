@@ -90,10 +90,11 @@ def require_integer(name: str, value: object, *, minimum: int) -> int:
     Raises:
         ParameterError: It is not a whole number, or too small.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
-        return value  # a float would round what is above 2⁵³
-    number = require_number(name, value, minimum=minimum)
-    if number != int(number):
+    if isinstance(value, int) and not isinstance(value, bool):
+        number: float = value  # a float would round what is above 2⁵³
+    else:
+        number = require_number(name, value)
+    if number != int(number) or number < minimum:
         raise ParameterError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
     return int(number)
 

@@ -1,4 +1,4 @@
-"""Coherence and Babel functions against brute force on explicit matrices, and on dictionaries whose values are known."""
+"""Coherence and Babel functions against brute force on explicit matrices, and where their values are known."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_known_norms() -> None:
 @pytest.mark.parametrize("points", [3, 5])
 @pytest.mark.parametrize("lag", [1, 3, 4])
 def test_the_factor_is_attained(monkeypatch: pytest.MonkeyPatch, points: int, lag: int) -> None:
-    """``|1 - e^{iLω}|²`` is the extremal polynomial, and its peaks lie midway between an odd number of points per lag."""
+    """``|1 - e^{iLω}|²`` is the extremal polynomial; its peaks lie midway between points, if their number is odd."""
     monkeypatch.setattr(norms, "_SYMBOL_WORK", 1)
     monkeypatch.setattr(norms, "_COARSEST", points)
     kernels = torch.zeros(1, 1, lag + 1, dtype=torch.float64)
@@ -138,5 +138,5 @@ def test_the_number_says_what_it_is() -> None:
 
 def test_a_ring_smaller_than_the_kernel_has_no_norm() -> None:
     dictionary = dsc.ConvDictionary.random(atoms=2, channels=1, size=5, boundary="circular", seed=0)
-    with pytest.raises(dsc.errors.ShapeError, match="4 positions of stride 1 .* smaller than the kernel, 5"):
+    with pytest.raises(dsc.errors.ShapeError, match=r"4 positions of stride 1 .* smaller than the kernel, 5"):
         dictionary.operator_norm((4, 6))

@@ -135,7 +135,7 @@ CONV = dsc.ConvDictionary.random(atoms=2, channels=1, size=3, seed=0)
     ("settings", "message"),
     [
         ({"sparsity": 9}, "sparsity of the deepest layer is 9; expected at most its 8 places"),
-        ({"sparsity": -1}, "sparsity is -1.*; expected a finite number at least 0"),
+        ({"sparsity": -1}, "sparsity is -1; expected a whole number of at least 0"),
         ({"sparsity": 1.5}, "sparsity is 1.5; expected a whole number"),
         ({"sparsity": (1, 2)}, "sparsity has 2 entries; expected one for each of the 1 layers"),
         ({"sparsity": 1, "noise": -0.1}, "noise is -0.1; expected a finite number at least 0"),
@@ -144,7 +144,7 @@ CONV = dsc.ConvDictionary.random(atoms=2, channels=1, size=3, seed=0)
         ({"sparsity": 1, "amplitude": float("inf")}, "amplitude is inf"),
         ({"sparsity": 1, "amplitude": 1e39}, r"amplitude is 1e\+39; expected one that torch.float32 can hold"),
         ({"sparsity": 1, "amplitude": 1e-60}, "amplitude is 1e-60; expected one that torch.float32 can hold"),
-        ({"sparsity": 1, "batch": -1}, "batch is -1"),
+        ({"sparsity": 1, "batch": -1}, "batch is -1; expected a whole number of at least 0"),
         ({"sparsity": 1, "seed": -1}, "seed is -1"),
         ({"sparsity": 1, "seed": 1 << 64}, "seed is 18446744073709551616; expected a number below 2⁶⁴"),
         ({"sparsity": 1, "seed": None}, "seed is None; expected a number"),

@@ -86,6 +86,13 @@ def test_float32_that_can_do_no_more_is_stalled_and_says_so() -> None:
     assert float(solution.certificate.relative_gap.max()) < 1e-4
 
 
+@each_solver
+def test_float32_is_finished_in_float64_where_it_can_do_no_more(solver: dsc.Solver) -> None:
+    solution = dsc.solve(dsc.Lasso(DENSE.cast(torch.float32), 0.2), SIGNAL.float(), solver, tol=1e-6)
+    assert bool(solution.converged.all())
+    assert solution.codes.dtype == torch.float32
+
+
 @pytest.mark.parametrize("tol", [0.0, 1e-300])
 @each_solver
 def test_a_tolerance_beyond_rounding_ends_too(solver: dsc.Solver, tol: float) -> None:

@@ -17,7 +17,8 @@ from .coherence import require_sound_atoms
 from .convolutional import ConvDictionary
 from .dense import DenseDictionary
 
-_FORMAT = "deep_sparse_coding.dictionary"
+# One entry of metadata holds the whole description: safetensors writes several in no fixed order.
+_KEY = "deep_sparse_coding.dictionary"
 _VERSION = 1
 
 
@@ -48,7 +49,7 @@ def save(model: Dictionary | Cascade, path: str | os.PathLike[str]) -> Path:
     tensors = {
         f"layer{j}": layer.weight.detach().cpu().contiguous().clone() for j, layer in enumerate(cascade.layers, start=1)
     }
-    write_whole(path, to_bytes(tensors, metadata={"format": _FORMAT, "description": json.dumps(description)}))
+    write_whole(path, to_bytes(tensors, metadata={_KEY: json.dumps(description)}))
     return path
 
 
@@ -75,13 +76,13 @@ def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path} is no complete safetensors file ({error}); save it again") from error
-    if metadata.get("format") != _FORMAT:
+    if _KEY not in metadata:
         raise FileFormatError(
-            f"{path} is a safetensors file with format {metadata.get('format')!r}; expected {_FORMAT!r}: "
+            f"{path} is a safetensors file with metadata {sorted(metadata)}; expected {_KEY!r}, which dsc.save writes: "
             "load it with safetensors and build a dictionary of its tensors"
         )
     try:
-        description = json.loads(metadata["description"])
+        description = json.loads(metadata[_KEY])
         version = description["version"]
         if type(version) is not int or version < 1:
             raise FileFormatError(f"{path} has version {version!r}; expected a whole number from 1 to {_VERSION}")

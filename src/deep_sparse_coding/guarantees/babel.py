@@ -114,3 +114,13 @@ def covers(own: Dictionary, whole: Dictionary) -> int:
     if not isinstance(own, ConvDictionary) or not isinstance(whole, ConvDictionary):
         return 1
     return math.prod(-(-(2 * b + 1) // (2 * a + 1)) for a, b in zip(own.lags, whole.lags, strict=True))
+
+
+def counted(counts: Sequence[int], stripes: bool) -> str:
+    """Return counts of non-zeros in words: ``"3 non-zeros in layer 1, 2 in layer 2"``."""
+    unit = "non-zero" if counts[0] == 1 else "non-zeros"
+    unit += " per stripe" if stripes else ""
+    if len(counts) == 1:
+        return f"{counts[0]} {unit}"
+    rest = "".join(f", {s} in layer {j}" for j, s in enumerate(counts[1:], start=2))
+    return f"{counts[0]} {unit} in layer 1{rest}"

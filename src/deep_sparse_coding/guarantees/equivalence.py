@@ -13,7 +13,7 @@ from deep_sparse_coding.checks import per_layer
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, DenseDictionary, Dictionary, as_cascade
 from deep_sparse_coding.errors import ParameterError, ShapeError, UnsupportedError
 
-from .babel import Atoms, check_counts, circular_hypotheses, largest_count
+from .babel import Atoms, check_counts, circular_hypotheses, counted, largest_count
 from .conditioning import factorize
 from .guarantee import Condition, Guarantee
 
@@ -62,9 +62,7 @@ def equivalence(
     if not proved:
         decisive = [condition for condition in decisive if not condition.holds]
     conv = isinstance(model.layers[0], ConvDictionary)
-    unit = "non-zeros per stripe" if conv else "non-zeros"
-    shown = ", ".join(str(s) for s in counts)
-    which = f"at most {shown} {unit}" if masks is None else f"the given supports of {shown} {unit}"
+    which = f"at most {counted(counts, conv)}" if masks is None else f"the given supports, {counted(counts, conv)}"
     layers = [(f"layer {j}", layer) for j, layer in enumerate(model.layers, start=1)]
     bounds = {
         f"largest s proved for layer {j + 1}": float(
@@ -77,7 +75,7 @@ def equivalence(
     }
     return Guarantee(
         proved,
-        f"exact codes with {which} (layer by layer) are the only solution of the layered ℓ1 problem",
+        f"exact codes with {which} are the only solution of the layered ℓ1 problem",
         tuple(tried),
         SOURCE,
         tuple(decisive),

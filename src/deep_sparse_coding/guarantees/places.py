@@ -84,7 +84,7 @@ def locate(flat: Flat, codes: Tensor, found: Sphere, zeros: Tensor, todo: Tensor
 def _one(
     flat: Flat, sample: int, index: np.ndarray, rest: np.ndarray, lost: float, radius: float
 ) -> tuple[np.ndarray, float, np.ndarray, float] | str:
-    """Return ``A_E^† v`` with a bound on its error, bounds of ‖p_i‖ and of σ_min; or why A_E is not proved injective."""
+    """Return ``A_E^† v``, a bound on its error, bounds of ‖p_i‖ and of σ_min; or why A_E is not proved injective."""
     k, rows = len(index), flat.columns.rows
     if k > rows:
         return (

@@ -1,4 +1,4 @@
-"""From approximate codes to the exact minimizer: one linear solve on a guessed support, then a proof that it is right."""
+"""From approximate codes to the exact minimizer: a linear solve on a guessed support, then a proof that it is right."""
 
 from __future__ import annotations
 

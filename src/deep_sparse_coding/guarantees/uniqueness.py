@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
 
-from .babel import Atoms, check_counts, circular_hypotheses, composite, covers, largest_count
+from .babel import Atoms, check_counts, circular_hypotheses, composite, counted, covers, largest_count
 from .guarantee import Condition, Guarantee
 
 SOURCE = "G1 of docs/theory.md; Li, Feng & Zhou 2024, Theorem 1; Donoho & Elad 2003"
@@ -105,7 +105,7 @@ def _forms(atoms: Atoms, counts: _Counts, nonnegative: bool, layer: int, prefix:
         mu = total * atoms.babel(1)
         conditions.append(Condition(f"{prefix}{total}·μ", mu, 1.0, layer, total * atoms.slack(mu, 1)))
     if nonnegative:
-        # At the largest entry of the difference of the codes, of either sign: the others of that sign, and those against.
+        # At the largest entry of the codes' difference, of either sign: the others of that sign, and those against.
         pairs = {(counts.own - 1, counts.rival), (counts.rival - 1, counts.own)}
         value, low, high = max((atoms.one_sided(low, high), low, high) for low, high in pairs)
         slack = max(atoms.slack(value, low) + atoms.slack(value, high) for low, high in pairs)
@@ -121,7 +121,7 @@ def _sharpest(conditions: list[Condition]) -> Condition:
 def _skip(
     model: Cascade, counts: list[_Counts], nonnegative: bool, direct: list[Condition]
 ) -> tuple[list[tuple[tuple[int, int], Condition]] | None, list[Condition]]:
-    """Return a route ``0 = a_0 < ... < a_r = J`` whose products all meet the condition, if one exists; and all tried."""
+    """Return a route ``0 = a_0 < ... < a_r = J`` whose products all meet the condition, if any; and all tried."""
     depth = len(model)
     routes: dict[int, list[tuple[tuple[int, int], Condition]]] = {0: []}
     tried = []
@@ -149,10 +149,8 @@ def _product(model: Cascade, first: int, last: int, counts: _Counts, nonnegative
 
 
 def _statement(own: tuple[int, ...], rival: tuple[int, ...] | None, conv: bool, nonnegative: bool) -> str:
-    unit = "non-zeros per stripe" if conv else "non-zeros"
     kind = "non-negative codes" if nonnegative else "codes"
-    shown = ", ".join(str(s) for s in own)
     if rival is None:
-        return f"a signal has at most one set of exact {kind} with at most {shown} {unit} (layer by layer)"
-    against = ", ".join(str(k) for k in rival)
-    return f"exact {kind} with {shown} {unit} have no rival with at most {against} (layer by layer)"
+        return f"a signal has at most one set of exact {kind} with at most {counted(own, conv)}"
+    against = counted(rival, conv)
+    return f"exact {kind} with {counted(own, conv)} have no rival with at most {against}"

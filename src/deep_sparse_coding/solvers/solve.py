@@ -26,7 +26,7 @@ from deep_sparse_coding.problems import (
     assess_form,
 )
 
-from .base import Solver, select_blocks
+from .base import Solver, State, select_blocks
 from .choice import choose_solver
 from .solution import History, Solution, Status
 
@@ -77,6 +77,7 @@ def solve(
     Args:
         problem: A `Lasso`, `LayeredLasso` or `JointLasso`.
         signal: ``(*batch, ...)`` in the dictionary's dtype and on its device. No gradients flow through the codes.
+            float32 is solved in float32 first; samples that it cannot bring to `tol` are finished in float64.
         solver: How; None chooses by structure, size and device, and the solution says which.
         tol: The relative duality gap at which a sample has converged. The gap is computed in float64 from the codes that
             are returned.
@@ -232,31 +233,48 @@ class _Run:
         self.stopped = False
         self._checks: list[tuple[int, float, Tensor, Tensor]] = []
         self._gaps: list[Tensor] = []
+        self._steps_before = 0
+        self._began = time.perf_counter()
 
     def iterate(self, start: Blocks) -> None:
-        """Step and check until every sample has ended."""
+        """Step and check until every sample has ended; what float32 cannot finish goes on in float64."""
         self.codes = tuple(block.clone() for block in start)
-        if not self.form.batch:
+        everyone = torch.arange(self.form.batch)
+        self._pass(self.form, everyone, start)
+        if self.form.data[0].dtype == torch.float32:
+            stuck = (self.status == Status.STALLED).nonzero().flatten()
+            here = stuck.to(self.form.data[0].device)
+            best = tuple(block.double() for block in select_blocks(self.codes, here))
+            self._gaps.clear()
+            self._pass(self.exact.select(here), stuck, best)
+
+    def _pass(self, form: StandardForm, active: Tensor, start: Blocks) -> None:
+        """Run the loop for the samples `active`, in the precision of `form`."""
+        limit = self.settings.max_steps - self._steps_before
+        if not len(active) or limit < 0 or self.stopped:
             return
-        began = time.perf_counter()
-        form, exact = self.form, self.exact
-        active = torch.arange(form.batch)
+        self.status[active] = int(Status.MAX_STEPS)
+        exact = form.cast(torch.float64)
         state = self.solver.init(form, start, self.settings.tol)
         next_check = 0
         while True:
-            if state.steps >= next_check or state.steps >= self.settings.max_steps:
-                keep = self._check(exact, state.codes, active, state.steps, time.perf_counter() - began)
-                if self.stopped or not len(keep) or state.steps >= self.settings.max_steps:
-                    return
+            if state.steps >= next_check or state.steps >= limit:
+                keep = self._check(exact, state, active)
+                if self.stopped or not len(keep) or state.steps >= limit:
+                    break
                 if len(keep) < len(active):
                     here = keep.to(form.data[0].device)
                     form, exact, state = form.select(here), exact.select(here), state.select(here)
                     active = active[keep]
                 next_check = state.steps + max(self.solver.check_every, int(_CHECK_SHARE * state.steps))
             state = self.solver.step(form, state)
+        self._steps_before += state.steps
 
-    def _check(self, exact: StandardForm, codes: Blocks, active: Tensor, step: int, seconds: float) -> Tensor:
+    def _check(self, exact: StandardForm, state: State, active: Tensor) -> Tensor:
         """Assess the active samples, keep the best codes, end those that are done; return the indices that go on."""
+        # What is judged is what would be returned: codes in the user's precision.
+        codes = tuple(block.to(self.codes[0].dtype) for block in state.codes)
+        step, seconds = self._steps_before + state.steps, time.perf_counter() - self._began
         certificate = assess_form(exact, codes)
         gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
         finite = torch.isfinite(objective) & torch.isfinite(gap)
@@ -271,7 +289,7 @@ class _Run:
         self._record(step, seconds, active, objective, gap)
 
         ended = torch.full((len(active),), -1)
-        stalled = self._stalled(active) | (unchanged & (step > 0))
+        stalled = self._stalled(active) | (unchanged & (state.steps > 0))
         ended[stalled] = int(Status.STALLED)
         ended[~finite] = int(Status.DIVERGED)
         ended[finite & (gap <= self.settings.tol)] = int(Status.CONVERGED)

@@ -1,0 +1,129 @@
+"""What a dictionary update needs to know of the data: sums over samples, additive, so that parts can be replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from deep_sparse_coding.dictionaries import ConvDictionary, Dictionary
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes:
+    """Codes kept as their non-zeros, sorted by sample, position and atom.
+
+    Attributes:
+        index: Places in the flattened tensor ``(samples, ..., atoms)``, atoms last, int64.
+        values: The non-zeros.
+        shape: ``(samples, atoms, ...)``.
+    """
+
+    index: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, codes: Tensor) -> Self:
+        """Return the non-zeros of codes ``(samples, atoms, ...)``."""
+        flat = codes.movedim(1, -1).flatten()
+        index = flat.nonzero().flatten()
+        return cls(index, flat[index], tuple(codes.shape))
+
+    def dense(self) -> Tensor:
+        """Return the codes ``(samples, atoms, ...)``."""
+        samples, atoms, *grid = self.shape
+        whole = self.values.new_zeros(samples, *grid, atoms)
+        whole.view(-1)[self.index] = self.values
+        return whole.movedim(-1, 1).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The quadratic that the data are to a dictionary, ``½Σ‖y - D x‖² + lam Σ‖x‖₁`` with the codes held fixed.
+
+    Atoms are laid out as ``(atoms, K, channels)`` with the K entries of a kernel in a row (dense: K = 1).
+
+    Attributes:
+        gram: ``A[i, l, s] = Σ_p x_i[p] x_l[p + s]``, ``(atoms, atoms, lags)``, float64.
+        cross: ``B[i, u, c] = Σ_p x_i[p] y_c[q p + u]``, ``(atoms, K, channels)``, float64.
+        energy: ``½Σ‖y‖²``.
+        penalty: ``lam Σ‖x‖₁``.
+        nonzeros: How often each atom is used, ``(atoms,)``, int64.
+        entries: The number of code entries.
+
+    Source: Mairal, Bach, Ponce & Sapiro 2009, whose two sums these are, at all lags.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: float
+    penalty: float
+    nonzeros: Tensor
+    entries: int
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return self._combine(other, 1)
+
+    def __sub__(self, other: Statistics) -> Statistics:
+        return self._combine(other, -1)
+
+    def _combine(self, other: Statistics, sign: int) -> Statistics:
+        return Statistics(
+            self.gram + sign * other.gram,
+            self.cross + sign * other.cross,
+            self.energy + sign * other.energy,
+            self.penalty + sign * other.penalty,
+            self.nonzeros + sign * other.nonzeros,
+            self.entries + sign * other.entries,
+        )
+
+
+def gather(dictionary: Dictionary, signal: Tensor, codes: SparseCodes, lam: float) -> Statistics:
+    """Return the statistics of a batch of signals and their codes.
+
+    Args:
+        dictionary: Which kernel size, stride and boundary; its atoms do not matter.
+        signal: ``(samples, channels, ...)``.
+        codes: Of the same samples.
+        lam: The weight of the ℓ1 norm.
+    """
+    atoms, count = dictionary.atoms, codes.values.numel()
+    nonzeros = torch.bincount((codes.index % atoms).cpu(), minlength=atoms)
+    if isinstance(dictionary, ConvDictionary):
+        gram, cross = _gather_maps(dictionary, signal, codes)
+    else:
+        x, y = codes.dense().double(), signal.double()
+        gram, cross = (x.T @ x)[..., None].cpu(), (x.T @ y)[:, None, :].cpu()
+    energy = 0.5 * float(signal.double().square().sum())
+    penalty = lam * float(codes.values.double().abs().sum()) if count else 0.0
+    entries = codes.shape[0] * atoms
+    for size in codes.shape[2:]:
+        entries *= size
+    return Statistics(gram, cross, energy, penalty, nonzeros, entries)
+
+
+def _gather_maps(dictionary: ConvDictionary, signal: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
+    from ._kernels_statistics import correlate_codes, correlate_signal
+
+    samples, atoms, *grid = codes.shape
+    missing = 3 - len(grid)
+    grid3 = (1,) * missing + tuple(grid)
+    lags3 = (0,) * missing + dictionary.lags
+    stride3 = (1,) * missing + dictionary.stride
+    size3 = (1,) * missing + dictionary.kernel_size
+    index = codes.index.cpu()
+    atom, place = (index % atoms).numpy(), (index // atoms).numpy()
+    values = codes.values.detach().double().cpu().numpy()
+    places = samples * grid3[0] * grid3[1] * grid3[2]
+    counts = torch.bincount(index // atoms, minlength=places)
+    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).numpy()
+    gram = torch.zeros(atoms, atoms, *(2 * lag + 1 for lag in lags3), dtype=torch.float64)
+    correlate_codes(atom, place, values, first, grid3, lags3, dictionary.boundary == "circular", gram.numpy())
+    lifted = signal.detach().movedim(1, -1)
+    lifted = lifted.reshape(samples, *(1,) * missing, *lifted.shape[1:]).contiguous().cpu()
+    cross = torch.zeros(atoms, *size3, signal.shape[1], dtype=torch.float64)
+    correlate_signal(atom, place, values, lifted.numpy(), grid3, stride3, cross.numpy())
+    return gram.flatten(2), cross.reshape(atoms, -1, signal.shape[1])
