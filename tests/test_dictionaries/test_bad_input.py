@@ -93,7 +93,7 @@ def test_shapes_of_atoms(build: object, message: str) -> None:
         (
             CONV.analyze,
             torch.zeros(1, 9, 9),
-            r"signal has shape \(1, 9, 9\); expected \(\*batch, 3, any, any\): the kernels have 3 channel\(s\) and are laid over H, W",
+            r"signal has shape \(1, 9, 9\); expected \(\*batch, 3, any, any\): the kernels have 3 channel\(s\) .* over H, W",
         ),
         (
             CONV.analyze,
@@ -114,7 +114,7 @@ def test_shapes_of_atoms(build: object, message: str) -> None:
         (
             RING.synthesize,
             torch.zeros(4, 4, 2),
-            "2 positions of stride 2 make a circular signal with W = 4, smaller than the kernel, 5: an atom would wrap onto itself; expected at least 3 positions",
+            r"2 positions of stride 2 make .* W = 4, smaller than the kernel, 5: .* wrap onto itself; expected at least 3",
         ),
     ],
 )
@@ -124,10 +124,10 @@ def test_shapes_of_codes_and_signals(call: object, value: torch.Tensor, message:
 
 
 def test_dtypes_and_devices_that_differ() -> None:
-    message = r"codes has dtype torch.float64 and the dictionary has torch.float32; expected the same: use codes.to\(torch.float32\)"
+    message = r"codes has dtype torch.float64 and the dictionary has torch.float32; expected the same: use codes\.to\("
     with pytest.raises(DtypeError, match=message):
         DENSE.synthesize(torch.zeros(8, dtype=torch.float64))
-    with pytest.raises(DtypeError, match="signal has dtype torch.float64"):
+    with pytest.raises(DtypeError, match=r"signal has dtype torch\.float64"):
         CONV.analyze(torch.zeros(3, 9, 9, dtype=torch.float64))
     with pytest.raises(
         DeviceError,

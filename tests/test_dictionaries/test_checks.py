@@ -55,7 +55,7 @@ def test_integers() -> None:
     assert checks.require_integer("n", 2**63 - 1, minimum=0) == 2**63 - 1
     assert checks.require_integer("n", 4.0, minimum=0) == 4
     assert type(checks.require_integer("n", np.int32(4), minimum=0)) is int
-    with pytest.raises(ParameterError, match="n is 4.5; expected a whole number of at least 1"):
+    with pytest.raises(ParameterError, match=r"n is 4\.5; expected a whole number of at least 1"):
         checks.require_integer("n", 4.5, minimum=1)
     with pytest.raises(ParameterError, match="n is 0; expected a whole number of at least 1"):
         checks.require_integer("n", 0, minimum=1)

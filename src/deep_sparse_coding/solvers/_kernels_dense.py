@@ -39,6 +39,9 @@ _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
 _CHECK = 1.5  # above this |g_j|/w_j the gap is not worth computing
+# Indices of inner loops that do not start at zero are unsigned: for signed ones the compiler would keep the test for
+# negative (wrapped) indices, and that turns plain loads into gathers.
+_ONE = np.uint64(1)
 _IDLE = 8  # certificates in a row without progress that end the work on a signal
 
 _jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
@@ -75,20 +78,18 @@ def _correlate(D: Floats, Y: Floats, lo: int, hi: int, out: Floats) -> None:
 
 
 @_jit
-def _subtract_rows(
-    M: Floats, rows: Indices, coef: Floats, count: int, out: Floats, lo: int, hi: int
-) -> None:
-    """out[lo:hi] -= Σ_k coef[k]·M[rows[k], lo:hi], four rows at a time to save loads and stores of `out`."""
+def _subtract_rows(M: Floats, rows: Indices, coef: Floats, count: int, out: Floats) -> None:
+    """out -= Σ_k coef[k]·M[rows[k], : out.size], four rows at a time to save loads and stores of `out`."""
     whole = count - count % 4
     for k in range(0, whole, 4):
         a, b, c, e = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
         x0, x1, x2, x3 = coef[k], coef[k + 1], coef[k + 2], coef[k + 3]
-        for j in range(lo, hi):
+        for j in range(out.size):
             out[j] -= (x0 * M[a, j] + x1 * M[b, j]) + (x2 * M[c, j] + x3 * M[e, j])
     for k in range(whole, count):
         a = rows[k]
         x0 = coef[k]
-        for j in range(lo, hi):
+        for j in range(out.size):
             out[j] -= x0 * M[a, j]
 
 
@@ -101,23 +102,23 @@ def _factor(G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int) -
     for i in range(n):
         ai = A[i]
         lo = i if i >= valid else valid
-        for j in range(lo, n):
+        for j in range(np.uint64(lo), np.uint64(n)):
             U[i, j] = G[ai, A[j]]
         whole = i - i % 4
         for k in range(0, whole, 4):
             u0, u1, u2, u3 = U[k, i], U[k + 1, i], U[k + 2, i], U[k + 3, i]
-            for j in range(lo, n):
+            for j in range(np.uint64(lo), np.uint64(n)):
                 U[i, j] -= (u0 * U[k, j] + u1 * U[k + 1, j]) + (u2 * U[k + 2, j] + u3 * U[k + 3, j])
         for k in range(whole, i):
             u0 = U[k, i]
-            for j in range(lo, n):
+            for j in range(np.uint64(lo), np.uint64(n)):
                 U[i, j] -= u0 * U[k, j]
         if i >= valid:
             if not U[i, i] > _PIVOT * G[ai, ai]:
                 return i
             inv[i] = 1.0 / math.sqrt(U[i, i])
         scale = inv[i]
-        for j in range(lo, n):
+        for j in range(np.uint64(lo), np.uint64(n)):
             U[i, j] *= scale
     return n
 
@@ -127,7 +128,7 @@ def _back(U: Floats, inv: Floats, v: Floats, n: int) -> None:
     """Solve U v = v in place."""
     for k in range(n - 1, -1, -1):
         s = v[k]
-        for j in range(k + 1, n):
+        for j in range(np.uint64(k + 1), np.uint64(n)):
             s -= U[k, j] * v[j]
         v[k] = s * inv[k]
 
@@ -143,8 +144,8 @@ def _remove(U: Floats, inv: Floats, A: Indices, n: int, valid: int, p: int) -> i
     if p >= valid:
         return valid
     for i in range(p + 1):
-        for k in range(p, valid - 1):
-            U[i, k] = U[i, k + 1]
+        for k in range(np.uint64(p), np.uint64(valid - 1)):
+            U[i, k] = U[i, k + _ONE]
     for i in range(p, valid - 1):
         # Row i + 1 still starts at its old diagonal, one column to the left of the new one.
         a = U[i, i]
@@ -154,9 +155,9 @@ def _remove(U: Floats, inv: Floats, A: Indices, n: int, valid: int, p: int) -> i
         s = b * scale
         inv[i] = scale
         U[i, i] = a * c + b * s
-        for k in range(i + 1, valid - 1):
+        for k in range(np.uint64(i + 1), np.uint64(valid - 1)):
             upper = U[i, k]
-            lower = U[i + 1, k + 1]
+            lower = U[i + 1, k + _ONE]
             U[i, k] = c * upper + s * lower
             U[i + 1, k] = c * lower - s * upper
     return valid - 1
@@ -168,7 +169,7 @@ def _move(G: Floats, A: Indices, n: int, step: float, v: Floats, x: Floats, g: F
     for k in range(n):
         v[k] *= step
         x[A[k]] += v[k]
-    _subtract_rows(G, A, v, n, g, 0, size)
+    _subtract_rows(G, A, v, n, g[:size])
 
 
 @_jit
@@ -212,7 +213,7 @@ def _newton(
             for k in range(n):
                 v[k] *= inv[k]
                 s = v[k]
-                for j in range(k + 1, n):
+                for j in range(np.uint64(k + 1), np.uint64(n)):
                     v[j] -= s * U[k, j]
             _back(U, inv, v, n)
             limit = 1.0
@@ -456,19 +457,19 @@ def _solve_chunk(
             for k in range(d):
                 r[k] = y[k]
             if lazy:
-                _subtract_rows(DT, sup, sup_x, count, r, 0, d)
+                _subtract_rows(DT, sup, sup_x, count, r)
                 _correlate(D, r_row, 0, 1, g_row)
             else:
                 for j in range(m):
                     g[j] = c[j]
-                _subtract_rows(gram, sup, sup_x, count, g, 0, m)
+                _subtract_rows(gram, sup, sup_x, count, g)
             worst = _ratios(g, inverse, 1.0 / lam_i if lam_i > 0.0 else 0.0, nonnegative, ratio)
             if free or worst < _CHECK or done == 0 or done >= max_rounds:
                 if free:
                     rel = _violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
                 else:
                     if not lazy:
-                        _subtract_rows(DT, sup, sup_x, count, r, 0, d)
+                        _subtract_rows(DT, sup, sup_x, count, r)
                     rel = _relative_gap(y, r, g, full_w, sup, sup_x, count, worst, energy)
                 idle = idle + 1 if rel > 0.9 * best else 0
                 best = min(best, rel)
