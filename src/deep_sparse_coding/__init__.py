@@ -27,6 +27,10 @@ from .errors import NotConvergedError as NotConvergedError
 from .errors import ParameterError as ParameterError
 from .errors import ShapeError as ShapeError
 from .errors import UnsupportedError as UnsupportedError
+from .networks import CompiledCNN as CompiledCNN
+from .networks import Plan as Plan
+from .networks import codes_by_depth as codes_by_depth
+from .networks import to_cnn as to_cnn
 from .problems import Certificate as Certificate
 from .problems import JointLasso as JointLasso
 from .problems import Lasso as Lasso
