@@ -54,7 +54,8 @@ def patches(count: int, atoms: int) -> tuple[Any, Any]:
     chosen = every[np.random.default_rng(0).choice(len(every), count, replace=False)]
     Y = np.ascontiguousarray(chosen - chosen.mean(1, keepdims=True))
     train = Y[:5000] / Y[:5000].std()
-    learner = MiniBatchDictionaryLearning(atoms, alpha=0.1, random_state=0, max_iter=20, batch_size=256)
+    options: dict[str, Any] = {"alpha": 0.1, "random_state": 0, "max_iter": 20, "batch_size": 256}
+    learner = MiniBatchDictionaryLearning(atoms, **options)
     D = learner.fit(train).components_.T
     return np.ascontiguousarray(D / np.linalg.norm(D, axis=0)), Y
 

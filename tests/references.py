@@ -222,7 +222,9 @@ def scipy_lasso(
         x = parts[:count] - parts[count:]
         r = a_free @ x - y
         slope = a_free.T @ r
-        return 0.5 * r @ r + w_free @ (parts[:count] + parts[count:]), np.concatenate([slope + w_free, w_free - slope])
+        return float(0.5 * r @ r + w_free @ (parts[:count] + parts[count:])), np.concatenate(
+            [slope + w_free, w_free - slope]
+        )
 
     bounds = [(0.0, None)] * count + [(0.0, 0.0 if nonnegative else None)] * count
     options = {"maxiter": 100_000, "maxfun": 1_000_000, "ftol": 1e-16, "gtol": 1e-11, "maxcor": 50}
@@ -277,7 +279,8 @@ def sklearn_joint(
     size: tuple[int, ...],
     lam: Sequence[float],
     beta: Sequence[float],
-    **kwargs: bool,
+    *,
+    nonnegative: bool = False,
 ) -> tuple[tuple[Tensor, ...], float]:
     """Return the joint problem's minimizer, flat codes per layer, and its value, as one Lasso of the stacked matrix.
 
@@ -287,11 +290,11 @@ def sklearn_joint(
         size: Spatial size of the deepest code.
         lam: One per layer.
         beta: One per layer.
-        kwargs: ``nonnegative=`` for `sklearn_lasso`.
+        nonnegative: Whether all codes are at least 0.
     """
     matrix, widths = joint_matrix(model, size, beta)
     data = torch.zeros(len(matrix), dtype=torch.float64)
     data[: signal.numel()] = beta[0] ** 0.5 * signal.double().flatten()
     weights = torch.cat([torch.full((n,), value, dtype=torch.float64) for n, value in zip(widths, lam, strict=True)])
-    flat = sklearn_lasso(matrix, data, weights, **kwargs)
+    flat = sklearn_lasso(matrix, data, weights, nonnegative=nonnegative)
     return tuple(flat.split(widths)), lasso_objective(matrix, data, flat, weights)

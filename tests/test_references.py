@@ -85,10 +85,7 @@ def test_the_optimality_conditions_see_what_is_wrong() -> None:
 def test_the_joint_reference(seed: int) -> None:
     model = draw_cascade(seed, depth=2)
     size = code_size(model.layers[-1], seed, largest=2)
-    shape = size
-    for layer in reversed(model.layers):
-        signal_shape = layer.signal_shape(shape)
-        shape = signal_shape[1:]
+    signal_shape = model.layers[0].signal_shape(model.layers[1].signal_shape(size)[1:])
     signal = normal(*signal_shape, generator=rng(seed))
     lam, beta = (0.2, 0.1), (1.0, 2.0)
     codes, value = sklearn_joint(model, signal, size, lam, beta)

@@ -1,5 +1,6 @@
 """Deep sparse coding with evidence: solvers with certificates, guarantees, networks that compute codes."""
 
+from . import guarantees as prove  # noqa: F401 - dsc.prove.uniqueness reads as what it does
 from ._version import __version__ as __version__
 from .dictionaries import Cascade as Cascade
 from .dictionaries import ConvDictionary as ConvDictionary
@@ -27,6 +28,11 @@ from .errors import NotConvergedError as NotConvergedError
 from .errors import ParameterError as ParameterError
 from .errors import ShapeError as ShapeError
 from .errors import UnsupportedError as UnsupportedError
+from .guarantees import CertifiedCodes as CertifiedCodes
+from .guarantees import Condition as Condition
+from .guarantees import Guarantee as Guarantee
+from .guarantees import Posterior as Posterior
+from .guarantees import certify as certify
 from .networks import CompiledCNN as CompiledCNN
 from .networks import Plan as Plan
 from .networks import codes_by_depth as codes_by_depth

@@ -93,7 +93,7 @@ def test_shapes_of_atoms(build: object, message: str) -> None:
         (
             CONV.analyze,
             torch.zeros(1, 9, 9),
-            r"signal has shape \(1, 9, 9\); expected \(\*batch, 3, any, any\): the kernels have 3 channel\(s\) .* over H, W",
+            r"signal has shape \(1, 9, 9\); expected \(\*batch, 3, any, any\): the kernels have 3 channel.* over H, W",
         ),
         (
             CONV.analyze,
@@ -114,7 +114,7 @@ def test_shapes_of_atoms(build: object, message: str) -> None:
         (
             RING.synthesize,
             torch.zeros(4, 4, 2),
-            r"2 positions of stride 2 make .* W = 4, smaller than the kernel, 5: .* wrap onto itself; expected at least 3",
+            r"2 positions of stride 2 make .* W = 4, smaller than the kernel, 5: .* wrap .*; expected at least 3 pos",
         ),
     ],
 )

@@ -104,3 +104,14 @@ def test_lag_correlations_are_the_gram_rows(shape: tuple[int, ...], stride: tupl
     torch.testing.assert_close(
         families.cross_correlations(other, kernels, stride), dictionary.gram_rows(analysis=other)
     )
+
+
+def test_deterministic_algorithms_are_enough() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        kernels = dsc.ConvDictionary.low_coherence(atoms=2, channels=1, size=4, stride=2, seed=0)
+        drawn = dsc.sample(kernels, sparsity=3, size=(4, 4), batch=2, noise=0.1, seed=0)
+        assert drawn.codes[0].shape == kernels.analyze(drawn.signal).shape
+        assert kernels.operator_norm() > 0
+    finally:
+        torch.use_deterministic_algorithms(False)

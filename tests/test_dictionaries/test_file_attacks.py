@@ -192,6 +192,8 @@ def test_versions(tmp_path: Path, version: Any, message: str) -> None:
         "[" * 50_000,
         '{"version": 1, "cascade": false}',
         '{"version": 1, "layers": [{"kind": "dense"}]}',
+        {**GOOD, "cascade": "false"},
+        {**GOOD, "cascade": 1},
         {**GOOD, "layers": None},
         {**GOOD, "layers": "a"},
         {**GOOD, "layers": ["dense"]},

@@ -118,7 +118,13 @@ CHANGES: dict[str, Callable[[dsc.DenseDictionary], object]] = {
 def test_coherence_norm_and_casts_are_found_anew(change: str) -> None:
     dictionary = dsc.DenseDictionary(normal(5, 8, generator=rng(0)))
     for _ in range(2):
-        dictionary.mutual_coherence(), dictionary.babel(3), dictionary.operator_norm(), dictionary.cast(torch.float32)
+        fill = (
+            dictionary.mutual_coherence(),
+            dictionary.babel(3),
+            dictionary.operator_norm(),
+            dictionary.cast(torch.float32),
+        )
+        assert len(fill) == 4
     CHANGES[change](dictionary)
     torch.testing.assert_close(dictionary.weight.detach(), REPLACEMENT)
     assert dictionary.mutual_coherence() == pytest.approx(brute_babel(REPLACEMENT, 1), abs=1e-12)
@@ -161,7 +167,7 @@ def test_numbers_are_computed_once_while_the_atoms_rest() -> None:
 )
 def test_atoms_that_went_bad_are_named_not_averaged_away(build: Callable[[], dsc.Dictionary]) -> None:
     dictionary = build()
-    dictionary.mutual_coherence(), dictionary.operator_norm()
+    assert dictionary.mutual_coherence() < dictionary.operator_norm()
     with torch.no_grad():
         dictionary.weight.view(-1)[0] = float("nan")
     for question in (dictionary.mutual_coherence, lambda: dictionary.babel(3), dictionary.operator_norm):

@@ -14,7 +14,17 @@ from deep_sparse_coding.guarantees import Guarantee, uniqueness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import explicit_matrix
-from strategies import duplicate_matrix, equiangular, gram_dictionary, normal, orthonormal, randint, rng, simplex, spike_hadamard
+from strategies import (
+    duplicate_matrix,
+    equiangular,
+    gram_dictionary,
+    normal,
+    orthonormal,
+    randint,
+    rng,
+    simplex,
+    spike_hadamard,
+)
 
 from test_statements.oracles_guarantees import has_two_nonnegative_codes, weakest_support
 

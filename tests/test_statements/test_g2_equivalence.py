@@ -123,15 +123,14 @@ def test_a_duplicate_atom_is_never_proved() -> None:
     assert not equivalence(dictionary, supports=both).proved
 
 
-def test_a_longer_atom_that_takes_over_is_refused() -> None:
-    # ℓ1 prefers 3·(d_0 + 0.1 e): coherence alone would prove it for unit atoms.
-    matrix = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]], dtype=F64)
-    long = torch.tensor([[0.5], [0.5], [0.5]], dtype=F64)
-    unit = dsc.DenseDictionary(torch.cat([matrix, long], 1), normalize=True)
-    scaled = dsc.DenseDictionary(torch.cat([matrix, 20 * long], 1))
-    assert equivalence(unit, 1).proved
-    assert not equivalence(scaled, 1).proved
-    assert null_space_constant(scaled.matrix.detach().numpy(), [0]) > 1
+def test_a_short_atom_that_others_replace_is_refused() -> None:
+    # In ℓ1 a short atom is dear: three unit atoms replace it at a third of its price, whatever the coherence.
+    matrix = torch.cat([torch.eye(3, dtype=F64), torch.full((3, 1), 0.1, dtype=F64)], 1)
+    assert equivalence(dsc.DenseDictionary(matrix, normalize=True), 1).proved
+    short = dsc.DenseDictionary(matrix)
+    assert not equivalence(short, 1).proved
+    assert null_space_constant(matrix.numpy(), [3]) > 1
+    assert equivalence(short, supports=torch.tensor([1.0, 0, 0, 0], dtype=F64)).proved
 
 
 def test_float32_atoms_count_as_unit_up_to_their_rounding() -> None:

@@ -324,8 +324,9 @@ class ConvDictionary(Dictionary):
         if self.axes == 2 and self.channels <= _FOLD_CHANNELS and flat.device.type == "cpu" and flat.numel():
             # One matrix product and one fold: on a CPU twice as fast as a transposed convolution to few channels.
             columns = self.kernels.flatten(1).T @ flat.flatten(2)
-            grown = zip(flat.shape[2:], self.stride, self.kernel_size, strict=True)
-            return F.fold(columns, [(n - 1) * q + k for n, q, k in grown], self.kernel_size, stride=self.stride)
+            axes = zip(flat.shape[2:], self.stride, self.kernel_size, strict=True)
+            grown = tuple((n - 1) * q + k for n, q, k in axes)
+            return F.fold(columns, grown, self.kernel_size, stride=self.stride)
         return _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
 
     def _flatten(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:

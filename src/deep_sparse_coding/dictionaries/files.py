@@ -94,7 +94,9 @@ def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
         if sorted(tensors) != sorted(f"layer{j}" for j in range(1, len(entries) + 1)):
             raise FileFormatError(f"{path} holds tensors {sorted(tensors)} for {len(entries)} layer(s); save it again")
         layers = [_build(entry, tensors[f"layer{j}"]) for j, entry in enumerate(entries, start=1)]
-        whole = bool(description["cascade"])
+        whole = description["cascade"]
+        if type(whole) is not bool:
+            raise FileFormatError(f"{path} has cascade {whole!r}; expected true or false: save it again")
         if not whole and len(layers) != 1:
             raise FileFormatError(f"{path} describes one dictionary and holds {len(layers)}; save it again")
         return Cascade(layers) if whole else layers[0]

@@ -58,7 +58,7 @@ def locate(flat: Flat, codes: Tensor, found: Sphere, zeros: Tensor, todo: Tensor
     outside = torch.where(zeros, codes, 0.0).norm(dim=1)
     unique = torch.zeros(batch, dtype=torch.bool, device=codes.device)
     sigma, distance = codes.new_zeros(batch), codes.new_full((batch,), math.inf)
-    center, reach = torch.zeros_like(codes), torch.where(zeros, 0.0, math.inf)
+    center, reach = torch.zeros_like(codes), codes.new_zeros(codes.shape).masked_fill(~zeros, math.inf)
     reasons = [""] * batch
     for sample in todo.nonzero().flatten().tolist():
         radius = float(found.radius[sample])

@@ -144,7 +144,7 @@ def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
         value = c if form.nonnegative else c.abs()
         proved = torch.isfinite(per_sample(radius, c)) & (value + reach + EPS * value.abs() < w)
         zeros.append(proved | (w == math.inf))
-        signed.append(reach < w)
+        signed.append((reach < w).expand_as(c))
     distance = 0.5 * difference * grow + 0.5 * residual_error
     return Sphere(
         residual,

@@ -34,7 +34,7 @@ _BLOCK = 16  # signals whose correlations are computed together, so that D strea
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: the atom lies in the span of the others
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
-_GROW = 0.65  # atoms above this share of the largest |g_j|/w_j enter the working set
+_GROW = 0.7  # atoms above this share of the largest |g_j|/w_j enter the working set
 _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
@@ -79,7 +79,7 @@ def _correlate(D: Floats, Y: Floats, lo: int, hi: int, out: Floats) -> None:
 
 @_jit
 def _subtract_rows(M: Floats, rows: Indices, coef: Floats, count: int, out: Floats) -> None:
-    """out -= Σ_k coef[k]·M[rows[k], : out.size], four rows at a time to save loads and stores of `out`."""
+    """Subtract from `out` Σ_k coef[k]·M[rows[k], : out.size], four rows at a time to save loads and stores of `out`."""
     whole = count - count % 4
     for k in range(0, whole, 4):
         a, b, c, e = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
@@ -174,8 +174,18 @@ def _move(G: Floats, A: Indices, n: int, step: float, v: Floats, x: Floats, g: F
 
 @_jit
 def _newton(
-    G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int,
-    x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool, v: Floats
+    G: Floats,
+    U: Floats,
+    inv: Floats,
+    A: Indices,
+    n: int,
+    valid: int,
+    x: Floats,
+    g: Floats,
+    w: Floats,
+    size: int,
+    nonnegative: bool,
+    v: Floats,
 ) -> tuple[int, int]:
     """Minimize over the support A with its signs kept; an atom that reaches zero leaves A, and the rest goes on.
 
@@ -276,7 +286,15 @@ def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, no
 
 @_jit
 def _support(
-    U: Floats, inv: Floats, A: Indices, n: int, valid: int, x: Floats, w: Floats, size: int, nonnegative: bool,
+    U: Floats,
+    inv: Floats,
+    A: Indices,
+    n: int,
+    valid: int,
+    x: Floats,
+    w: Floats,
+    size: int,
+    nonnegative: bool,
     seen: Any,
 ) -> tuple[int, int]:
     """Bring the ordered support A up to date: zeros leave, new atoms are appended, so that the factor stays useful."""
@@ -360,9 +378,7 @@ def _relative_gap(
 
 
 @_jit
-def _extend(
-    G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats
-) -> None:
+def _extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats) -> None:
     """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
     for b in range(size, fresh):
         jb = W[b]
@@ -391,8 +407,22 @@ def _larger(M: Floats, used: int, cap: int) -> Floats:
 
 @_jit
 def _solve_chunk(
-    D: Floats, DT: Floats, gram: Floats, Y: Floats, lam: Floats, weights: Floats, norms: Floats, start: Floats,
-    nonnegative: bool, tol: float, max_rounds: int, lo: int, hi: int, codes: Floats, rounds_out: Any, gap_out: Floats
+    D: Floats,
+    DT: Floats,
+    gram: Floats,
+    Y: Floats,
+    lam: Floats,
+    weights: Floats,
+    norms: Floats,
+    start: Floats,
+    nonnegative: bool,
+    tol: float,
+    max_rounds: int,
+    lo: int,
+    hi: int,
+    codes: Floats,
+    rounds_out: Any,
+    gap_out: Floats,
 ) -> None:
     """Solve signals lo..hi. Compact quantities (x, gw, w, iq, G) are ordered by the working set W; A points into it."""
     d, m = D.shape
@@ -405,7 +435,13 @@ def _solve_chunk(
     g, r = g_row[0], r_row[0]
     ratio, inverse, full_w = np.empty(m), np.empty(m), np.empty(m)
     x, gw, w, iq, v, inv, sup_x = (
-        np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
+        np.empty(m),
+        np.empty(m),
+        np.empty(m),
+        np.empty(m),
+        np.empty(m),
+        np.empty(m),
+        np.empty(m),
     )
     W, A, sup = np.empty(m, np.uint32), np.empty(m, np.uint32), np.empty(m, np.uint32)
     inside, seen = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
