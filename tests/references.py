@@ -201,11 +201,13 @@ def sklearn_lasso(
 def scipy_lasso(
     matrix: Tensor, signal: Tensor, weights: Tensor | float, *, nonnegative: bool = False, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the same minimizer as `sklearn_lasso` by bounded quasi-Newton steps (SciPy), weights 0 allowed.
+    """Return a minimizer as `sklearn_lasso` does, by a finite method, weights 0 allowed: SciPy's active-set NNLS.
 
-    x is split into positive and negative part, both at least 0; the objective is smooth on them. About 1e-8 accurate.
+    The dual is a projection, ``min ‖z‖ s.t. Gz ≥ h`` with ``z = θ - y, G = [-Aᵀ; Aᵀ], h = [Aᵀy - w; -Aᵀy - w]``,
+    which Lawson & Hanson (1974, chapter 23) solve as ``min_{u ≥ 0} ‖[Gᵀ; hᵀ]u - (0, ..., 0, 1)‖``. The multipliers
+    ``u/(1 - hᵀu)`` are the positive and the negative part of x; for non-negative x the first half of G is all there is.
     """
-    from scipy.optimize import minimize
+    from scipy.optimize import nnls
 
     a, y = matrix.double().numpy(), signal.double().flatten().numpy()
     if mask is not None:
@@ -214,23 +216,17 @@ def scipy_lasso(
     n = a.shape[1]
     w = np.broadcast_to(np.asarray(torch.as_tensor(weights, dtype=torch.float64)), (n,))
     free = np.isfinite(w)
-    if not free.any():
-        return torch.zeros(n, dtype=torch.float64)
-    a_free, w_free, count = a[:, free], w[free], int(free.sum())
-
-    def value(parts: np.ndarray) -> tuple[float, np.ndarray]:
-        x = parts[:count] - parts[count:]
-        r = a_free @ x - y
-        slope = a_free.T @ r
-        return float(0.5 * r @ r + w_free @ (parts[:count] + parts[count:])), np.concatenate(
-            [slope + w_free, w_free - slope]
-        )
-
-    bounds = [(0.0, None)] * count + [(0.0, 0.0 if nonnegative else None)] * count
-    options = {"maxiter": 100_000, "maxfun": 1_000_000, "ftol": 1e-16, "gtol": 1e-11, "maxcor": 50}
-    found = minimize(value, np.zeros(2 * count), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     x = np.zeros(n)
-    x[free] = found.x[:count] - found.x[count:]
+    if not free.any():
+        return torch.from_numpy(x)
+    a, w = a[:, free], w[free]
+    constraints = -a.T if nonnegative else np.concatenate([-a.T, a.T])
+    levels = a.T @ y - w if nonnegative else np.concatenate([a.T @ y - w, -(a.T @ y) - w])
+    target = np.zeros(len(y) + 1)
+    target[-1] = 1.0
+    u, _ = nnls(np.concatenate([constraints.T, levels[None]]), target, maxiter=100 * len(levels))
+    multipliers = u / (1.0 - levels @ u)
+    x[free] = multipliers if nonnegative else multipliers[: len(w)] - multipliers[len(w) :]
     return torch.from_numpy(x)
 
 

@@ -51,6 +51,7 @@ def test_two_solvers_and_the_optimality_conditions_agree(seed: int) -> None:
         second = scipy_lasso(matrix, signal, weights, **settings_)  # type: ignore[arg-type]
         assert first[-1] == second[-1] == 0
         assert kkt_violation(matrix, signal, first, weights, **settings_) < 1e-5  # type: ignore[arg-type]
+        assert kkt_violation(matrix, signal, second, weights, **settings_) < 1e-9  # type: ignore[arg-type]
         masked, data = matrix * mask[:, None], signal * mask
         values = [lasso_objective(masked, data, x, weights) for x in (first, second)]
         assert values[0] == pytest.approx(values[1], rel=1e-7, abs=1e-9)

@@ -25,7 +25,8 @@ class Certificate:
         objective: ``P(x)``.
         dual: ``D(θ) ≤ P*`` at a feasible dual point.
         gap: ``P(x) - D(θ) ≥ P(x) - P*``, computed term by term so that nothing cancels.
-        relative_gap: ``gap / max(P(x), 1e-6·½‖b‖²)``; 0 where the gap is 0; for a layered problem the largest over the layers.
+        relative_gap: ``gap / max(P(x), 1e-6·½‖b‖²)``; 0 where the gap is 0; for a layered problem the largest over the
+            layers.
         layers: For a layered problem the certificate of every layer, else empty.
     """
 

@@ -68,7 +68,8 @@ class JointLasso(ConvexProblem):
     def form(self, signal: Tensor) -> StandardForm:
         """Return the standard form, block bidiagonal A and data ``(√β_1 y, 0, ...)``."""
         batch, shapes = self.batch_shape(signal), layer_shapes(self.model, signal)
-        layers, beta = self.model.layers, tuple(float(b) for b in per_layer("beta", self.beta, len(self.model)))  # type: ignore[arg-type]
+        layers = self.model.layers
+        beta = tuple(float(b) for b in per_layer("beta", self.beta, len(layers)))  # type: ignore[arg-type]
         lam, multipliers = per_layer("lam", self.lam, len(layers)), per_layer("weights", self.weights, len(layers))
         mask = flatten_mask(self.mask, signal, layers[0].event_axes)
         first = signal.detach().reshape(math.prod(batch), *signal.shape[len(batch) :])

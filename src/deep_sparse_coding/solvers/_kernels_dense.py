@@ -22,269 +22,34 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba  # noqa: TID253  (this module is itself imported on first use)
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.uint32]  # unsigned, so that compiled code does not look for negative indices
+from ._kernels_support import (
+    Floats,
+    Indices,
+    correlate,
+    jit,
+    newton,
+    remove,
+    row_length,
+    subtract_rows,
+    sweep,
+)
 
 _CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
-_PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: the atom lies in the span of the others
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
 _GROW = 0.7  # atoms above this share of the largest |g_j|/w_j enter the working set
 _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
 _CHECK = 1.5  # above this |g_j|/w_j the gap is not worth computing
-# Indices of inner loops that do not start at zero are unsigned: for signed ones the compiler would keep the test for
-# negative (wrapped) indices, and that turns plain loads into gathers.
-_ONE = np.uint64(1)
 _IDLE = 8  # certificates in a row without progress that end the work on a signal
 
-_jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
-
-@_jit
-def _row_length(size: int) -> int:
-    """Smallest row length >= size that is an odd number of 64-byte lines: columns then spread over all cache sets."""
-    lines = (size + 7) // 8
-    return 8 * (lines + 1 - lines % 2)
-
-
-@_jit
-def _correlate(D: Floats, Y: Floats, lo: int, hi: int, out: Floats) -> None:
-    """out[i] = Dᵀ Y[lo + i]; eight rows of D stay in the cache while all signals of the block use them."""
-    d, m = D.shape
-    out[: hi - lo] = 0.0
-    whole = d - d % 8
-    for k in range(0, whole, 8):
-        for i in range(lo, hi):
-            row = out[i - lo]
-            y0, y1, y2, y3 = Y[i, k], Y[i, k + 1], Y[i, k + 2], Y[i, k + 3]
-            y4, y5, y6, y7 = Y[i, k + 4], Y[i, k + 5], Y[i, k + 6], Y[i, k + 7]
-            for j in range(m):
-                row[j] += (y0 * D[k, j] + y1 * D[k + 1, j] + y2 * D[k + 2, j] + y3 * D[k + 3, j]) + (
-                    y4 * D[k + 4, j] + y5 * D[k + 5, j] + y6 * D[k + 6, j] + y7 * D[k + 7, j]
-                )
-    for k in range(whole, d):
-        for i in range(lo, hi):
-            row = out[i - lo]
-            y0 = Y[i, k]
-            for j in range(m):
-                row[j] += y0 * D[k, j]
-
-
-@_jit
-def _subtract_rows(M: Floats, rows: Indices, coef: Floats, count: int, out: Floats) -> None:
-    """Subtract from `out` Σ_k coef[k]·M[rows[k], : out.size], four rows at a time to save loads and stores of `out`."""
-    whole = count - count % 4
-    for k in range(0, whole, 4):
-        a, b, c, e = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        x0, x1, x2, x3 = coef[k], coef[k + 1], coef[k + 2], coef[k + 3]
-        for j in range(out.size):
-            out[j] -= (x0 * M[a, j] + x1 * M[b, j]) + (x2 * M[c, j] + x3 * M[e, j])
-    for k in range(whole, count):
-        a = rows[k]
-        x0 = coef[k]
-        for j in range(out.size):
-            out[j] -= x0 * M[a, j]
-
-
-@_jit
-def _factor(G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int) -> int:
-    """Upper factor UᵀU = G[A, A], given that its leading `valid` rows and columns are known.
-
-    Returns n, or the first index whose pivot vanishes; its squared pivot is then U[p, p] and U[:p, p] is valid.
-    """
-    for i in range(n):
-        ai = A[i]
-        lo = i if i >= valid else valid
-        for j in range(np.uint64(lo), np.uint64(n)):
-            U[i, j] = G[ai, A[j]]
-        whole = i - i % 4
-        for k in range(0, whole, 4):
-            u0, u1, u2, u3 = U[k, i], U[k + 1, i], U[k + 2, i], U[k + 3, i]
-            for j in range(np.uint64(lo), np.uint64(n)):
-                U[i, j] -= (u0 * U[k, j] + u1 * U[k + 1, j]) + (u2 * U[k + 2, j] + u3 * U[k + 3, j])
-        for k in range(whole, i):
-            u0 = U[k, i]
-            for j in range(np.uint64(lo), np.uint64(n)):
-                U[i, j] -= u0 * U[k, j]
-        if i >= valid:
-            if not U[i, i] > _PIVOT * G[ai, ai]:
-                return i
-            inv[i] = 1.0 / math.sqrt(U[i, i])
-        scale = inv[i]
-        for j in range(np.uint64(lo), np.uint64(n)):
-            U[i, j] *= scale
-    return n
-
-
-@_jit
-def _back(U: Floats, inv: Floats, v: Floats, n: int) -> None:
-    """Solve U v = v in place."""
-    for k in range(n - 1, -1, -1):
-        s = v[k]
-        for j in range(np.uint64(k + 1), np.uint64(n)):
-            s -= U[k, j] * v[j]
-        v[k] = s * inv[k]
-
-
-@_jit
-def _remove(U: Floats, inv: Floats, A: Indices, n: int, valid: int, p: int) -> int:
-    """Take entry p out of the ordered support; Givens rotations make the factor of its first `valid` triangular again.
-
-    Returns the size of the valid factor.
-    """
-    for k in range(p, n - 1):
-        A[k] = A[k + 1]
-    if p >= valid:
-        return valid
-    for i in range(p + 1):
-        for k in range(np.uint64(p), np.uint64(valid - 1)):
-            U[i, k] = U[i, k + _ONE]
-    for i in range(p, valid - 1):
-        # Row i + 1 still starts at its old diagonal, one column to the left of the new one.
-        a = U[i, i]
-        b = U[i + 1, i + 1]
-        scale = 1.0 / math.sqrt(a * a + b * b)
-        c = a * scale
-        s = b * scale
-        inv[i] = scale
-        U[i, i] = a * c + b * s
-        for k in range(np.uint64(i + 1), np.uint64(valid - 1)):
-            upper = U[i, k]
-            lower = U[i + 1, k + _ONE]
-            U[i, k] = c * upper + s * lower
-            U[i + 1, k] = c * lower - s * upper
-    return valid - 1
-
-
-@_jit
-def _move(G: Floats, A: Indices, n: int, step: float, v: Floats, x: Floats, g: Floats, size: int) -> None:
-    """x[A] += step·v and g -= step·G[:, A]v on the working set."""
-    for k in range(n):
-        v[k] *= step
-        x[A[k]] += v[k]
-    _subtract_rows(G, A, v, n, g[:size])
-
-
-@_jit
-def _newton(
-    G: Floats,
-    U: Floats,
-    inv: Floats,
-    A: Indices,
-    n: int,
-    valid: int,
-    x: Floats,
-    g: Floats,
-    w: Floats,
-    size: int,
-    nonnegative: bool,
-    v: Floats,
-) -> tuple[int, int]:
-    """Minimize over the support A with its signs kept; an atom that reaches zero leaves A, and the rest goes on.
-
-    The step Δ solves G_AA Δ = g_A - w_A·sign(x_A), a correction, so that rounding of earlier solves is repaired.
-    Where G_AA is singular at entry p there is a direction v, Dv = 0, along which only the penalty changes: walk
-    down along it until an atom leaves. Returns the size of A and of the part of the factor that is valid.
-    """
-    for _ in range(2 * size + 2):
-        if n == 0:
-            return 0, 0
-        p = _factor(G, U, inv, A, n, valid)
-        valid = p
-        singular = p < n
-        if singular:
-            for k in range(p):
-                v[k] = -U[k, p]
-            _back(U, inv, v, p)
-            v[p] = 1.0
-            count = p + 1
-            slope = 0.0
-            for k in range(count):
-                a = A[k]
-                slope += v[k] * (g[a] - w[a] * (1.0 if x[a] > 0 or nonnegative else -1.0))
-            if slope < 0:
-                slope = -slope
-                for k in range(count):
-                    v[k] = -v[k]
-            curvature = max(U[p, p], 0.0)
-            limit = slope / curvature if curvature > 0 else np.inf
-        else:
-            count = n
-            for k in range(n):
-                a = A[k]
-                v[k] = g[a] - w[a] * (1.0 if x[a] > 0 or nonnegative else -1.0)
-            for k in range(n):
-                v[k] *= inv[k]
-                s = v[k]
-                for j in range(np.uint64(k + 1), np.uint64(n)):
-                    v[j] -= s * U[k, j]
-            _back(U, inv, v, n)
-            limit = 1.0
-        leaving = -1
-        step = limit
-        for k in range(count):
-            a = A[k]
-            # An unpenalized atom may change its sign freely.
-            if (w[a] > 0.0 or nonnegative) and x[a] * v[k] < 0.0:
-                t = -x[a] / v[k]
-                if t < step:
-                    step = t
-                    leaving = k
-        if leaving < 0 and not singular:
-            _move(G, A, n, 1.0, v, x, g, size)
-            return n, valid
-        if leaving >= 0:
-            _move(G, A, count, step, v, x, g, size)
-            x[A[leaving]] = 0.0
-        else:
-            # Nothing leaves along the null direction: entry p keeps its value and is left out of this solve.
-            if step < np.inf:
-                _move(G, A, count, step, v, x, g, size)
-            leaving = p
-        valid = _remove(U, inv, A, n, valid, leaving)
-        n -= 1
-    return n, valid
-
-
-@_jit
-def _sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool) -> bool:
-    """One sweep of cyclic coordinate descent on the working set; tells whether a sign changed."""
-    changed = False
-    following = g[0]
-    for k in range(size):
-        # The next gradient is carried in a register: waiting for it to pass through memory would double the time.
-        gk = following
-        after = min(k + 1, size - 1)
-        following = g[after]
-        old = x[k]
-        wk = w[k]
-        if old == 0.0 and abs(gk) <= wk:
-            continue
-        z = old * G[k, k] + gk
-        if z > wk:
-            new = (z - wk) * iq[k]
-        elif z < -wk and not nonnegative:
-            new = (z + wk) * iq[k]
-        else:
-            new = 0.0
-        delta = new - old
-        if delta != 0.0:
-            x[k] = new
-            changed = changed or new * old <= 0.0
-            following -= delta * G[k, after]
-            for j in range(size):
-                g[j] -= delta * G[k, j]
-    return changed
-
-
-@_jit
+@jit
 def _support(
     U: Floats,
     inv: Floats,
@@ -303,7 +68,7 @@ def _support(
         if x[a] != 0.0 or (w[a] == 0.0 and not nonnegative):
             seen[a] = True
         else:
-            valid = _remove(U, inv, A, n, valid, k)
+            valid = remove(U, inv, A, n, valid, k)
             n -= 1
     for k in range(size):
         if not seen[k] and (x[k] != 0.0 or (w[k] == 0.0 and not nonnegative)):
@@ -313,7 +78,7 @@ def _support(
     return n, valid
 
 
-@_jit
+@jit
 def _ratios(g: Floats, inverse: Floats, scale: float, nonnegative: bool, ratio: Floats) -> float:
     """ratio_j = |g_j|/w_j (non-negative codes: of the positive part); returns the largest."""
     if nonnegative:
@@ -335,7 +100,7 @@ def _ratios(g: Floats, inverse: Floats, scale: float, nonnegative: bool, ratio: 
     return worst
 
 
-@_jit
+@jit
 def _violation(
     g: Floats, w: Floats, norms: Floats, sup: Indices, sup_x: Floats, count: int, nonnegative: bool, energy: float
 ) -> float:
@@ -351,7 +116,7 @@ def _violation(
     return float(excess / math.sqrt(energy)) if energy > 0.0 else float(excess)
 
 
-@_jit
+@jit
 def _relative_gap(
     y: Floats, r: Floats, g: Floats, w: Floats, sup: Indices, sup_x: Floats, count: int, worst: float, energy: float
 ) -> float:
@@ -377,7 +142,7 @@ def _relative_gap(
     return gap / scale if scale > 0.0 else 0.0
 
 
-@_jit
+@jit
 def _extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats) -> None:
     """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
     for b in range(size, fresh):
@@ -395,17 +160,17 @@ def _extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floa
         iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
 
 
-@_jit
+@jit
 def _larger(M: Floats, used: int, cap: int) -> Floats:
     """A copy of the leading block of M in a matrix that has room for `cap` rows."""
-    out = np.empty((cap, _row_length(cap)))
+    out = np.empty((cap, row_length(cap)))
     for i in range(used):
         for j in range(used):
             out[i, j] = M[i, j]
     return out
 
 
-@_jit
+@jit
 def _solve_chunk(
     D: Floats,
     DT: Floats,
@@ -428,8 +193,8 @@ def _solve_chunk(
     d, m = D.shape
     lazy = gram.shape[0] == 0
     cap = min(m, _START_SIZE)
-    G = np.empty((cap, _row_length(cap)))
-    U = np.empty((cap, _row_length(cap)))
+    G = np.empty((cap, row_length(cap)))
+    U = np.empty((cap, row_length(cap)))
     corr, scaled, exponents = np.empty((_BLOCK, m)), np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
     g_row, r_row = np.empty((1, m)), np.empty((1, d))
     g, r = g_row[0], r_row[0]
@@ -460,7 +225,7 @@ def _solve_chunk(
                 down = math.ldexp(1.0, -exponents[e - i])
                 for k in range(d):
                     scaled[e - i, k] = Y[e, k] * down
-            _correlate(D, scaled, 0, end - i, corr)
+            correlate(D, scaled, 0, end - i, corr)
         y, c = scaled[slot], corr[slot]
         up, down = math.ldexp(1.0, exponents[slot]), math.ldexp(1.0, -exponents[slot])
         lam_i = lam[i] * down
@@ -493,19 +258,19 @@ def _solve_chunk(
             for k in range(d):
                 r[k] = y[k]
             if lazy:
-                _subtract_rows(DT, sup, sup_x, count, r)
-                _correlate(D, r_row, 0, 1, g_row)
+                subtract_rows(DT, sup, sup_x, count, r)
+                correlate(D, r_row, 0, 1, g_row)
             else:
                 for j in range(m):
                     g[j] = c[j]
-                _subtract_rows(gram, sup, sup_x, count, g)
+                subtract_rows(gram, sup, sup_x, count, g)
             worst = _ratios(g, inverse, 1.0 / lam_i if lam_i > 0.0 else 0.0, nonnegative, ratio)
             if free or worst < _CHECK or done == 0 or done >= max_rounds:
                 if free:
                     rel = _violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
                 else:
                     if not lazy:
-                        _subtract_rows(DT, sup, sup_x, count, r)
+                        subtract_rows(DT, sup, sup_x, count, r)
                     rel = _relative_gap(y, r, g, full_w, sup, sup_x, count, worst, energy)
                 idle = idle + 1 if rel > 0.9 * best else 0
                 best = min(best, rel)
@@ -527,12 +292,12 @@ def _solve_chunk(
                 gw[k], w[k] = g[W[k]], full_w[W[k]]
             for _ in range(_PASSES if last else 1):
                 for _ in range(_LAST_SWEEPS if last else _EARLY_SWEEPS):
-                    if not _sweep(G, iq, x, gw, w, size, nonnegative):
+                    if not sweep(G, iq, x, gw, w, size, nonnegative):
                         break
                 if not last:
                     break
                 n, valid = _support(U, inv, A, n, valid, x, w, size, nonnegative, seen)
-                n, valid = _newton(G, U, inv, A, n, valid, x, gw, w, size, nonnegative, v)
+                n, valid = newton(G, U, inv, A, n, valid, x, gw, w, size, nonnegative, v)
                 violated = False
                 for k in range(size):
                     violated = violated or (x[k] == 0.0 and (gw[k] if nonnegative else abs(gw[k])) > w[k] * (1 + 1e-9))

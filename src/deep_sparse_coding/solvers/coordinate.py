@@ -50,7 +50,7 @@ class CoordinateDescent(Solver[CoordinateState]):
     rounds: int = 200
 
     def refuse(self, form: StandardForm) -> str | None:
-        """Return why not: convolutions, masks that differ, other devices, weights that do not factor, too many atoms."""
+        """Return why not: convolutions, masks per sample, other devices, weights that do not factor, too many atoms."""
         use = "use dsc.FISTA()"
         if form.data[0].device.type != "cpu":
             return f"CoordinateDescent runs on the CPU and the signal is on {form.data[0].device}; {use}"
@@ -88,6 +88,7 @@ class CoordinateDescent(Solver[CoordinateState]):
             state.aim,
             self.rounds,
             start.numpy(),
+            threads=torch.get_num_threads(),
         )
         flat = torch.from_numpy(codes).to(form.data[0].dtype)
         blocks = flat.split([shape[0] for shape in form.code_shapes], 1)

@@ -41,7 +41,7 @@ class FISTAState(State):
 class FISTA(Solver[FISTAState]):
     """Accelerated proximal gradient, for every problem, dense or convolutional, on every device.
 
-    ``x⁺ = S_{w/L}(z - Aᵀ(Az - b)/L)``, ``z⁺ = x⁺ + (t - 1)/t⁺ (x⁺ - x)`` with a step ``1/L_j`` per layer; a sample whose
+    ``x⁺ = S_{w/L}(z - Aᵀ(Az - b)/L)``, ``z⁺ = x⁺ + (t - 1)/t⁺ (x⁺ - x)``, a step ``1/L_j`` per layer. A sample whose
     momentum points uphill, ``⟨z - x⁺, x⁺ - x⟩_L > 0``, restarts its own momentum and no one else's.
 
     Attributes:

@@ -79,8 +79,8 @@ def solve(
         signal: ``(*batch, ...)`` in the dictionary's dtype and on its device. No gradients flow through the codes.
             float32 is solved in float32 first; samples that it cannot bring to `tol` are finished in float64.
         solver: How; None chooses by structure, size and device, and the solution says which.
-        tol: The relative duality gap at which a sample has converged. The gap is computed in float64 from the codes that
-            are returned.
+        tol: The relative duality gap at which a sample has converged, computed in float64 from the codes that are
+            returned.
         max_steps: The most steps (per layer for layered problems).
         start: Codes to start from, as a solution has them; an optimal start takes 0 steps.
         on_failure: "warn", "raise" or "ignore" when a sample does not converge.
