@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from strategies import normal, rng
 
 import deep_sparse_coding as dsc
+from strategies import normal, rng
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
+
 from references import (
     joint_matrix,
     kkt_violation,

@@ -33,6 +33,10 @@ from .guarantees import Condition as Condition
 from .guarantees import Guarantee as Guarantee
 from .guarantees import Posterior as Posterior
 from .guarantees import certify as certify
+from .learning import LearningProgress as LearningProgress
+from .learning import LearningResult as LearningResult
+from .learning import contrast_normalize as contrast_normalize
+from .learning import learn as learn
 from .networks import CompiledCNN as CompiledCNN
 from .networks import Plan as Plan
 from .networks import codes_by_depth as codes_by_depth
@@ -50,3 +54,7 @@ from .solvers import Solver as Solver
 from .solvers import Status as Status
 from .solvers import soft_threshold as soft_threshold
 from .solvers import solve as solve
+from .sparsity import ActivationPenalty as ActivationPenalty
+from .sparsity import LayerSparsity as LayerSparsity
+from .sparsity import Probe as Probe
+from .sparsity import SparsityReport as SparsityReport

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategies import duplicate_matrix, normal, rng
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import (
@@ -17,6 +16,7 @@ from deep_sparse_coding.errors import (
     ShapeError,
     UnsupportedError,
 )
+from strategies import duplicate_matrix, normal, rng
 
 DENSE = dsc.DenseDictionary.random(5, 8, seed=0)
 CONV = dsc.ConvDictionary.random(atoms=4, channels=3, size=5, stride=2, seed=0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from references import explicit_matrix
-from strategies import SEEDS, code_size, draw_cascade, draw_codes, draw_conv, duplicate_matrix
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.dictionaries import as_cascade
 from deep_sparse_coding.errors import DictionaryError, DSCWarning, ShapeError
+from references import explicit_matrix
+from strategies import SEEDS, code_size, draw_cascade, draw_codes, draw_conv, duplicate_matrix
 
 
 @given(seed=SEEDS)

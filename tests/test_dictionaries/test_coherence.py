@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+
+import deep_sparse_coding as dsc
+from deep_sparse_coding.dictionaries import coherence
 from operators import Operator, each_operator
 from references import brute_babel, brute_one_sided_babel, exhaustive_babel, explicit_matrix
 from strategies import (
@@ -22,9 +25,6 @@ from strategies import (
     spike_hadamard,
     wide_range,
 )
-
-import deep_sparse_coding as dsc
-from deep_sparse_coding.dictionaries import coherence
 
 
 def _large_enough(dictionary: dsc.Dictionary) -> tuple[int, ...]:

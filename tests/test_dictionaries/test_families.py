@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from hypothesis import given, settings
-from strategies import SEEDS, normal, rng
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.dictionaries import random as families
+from strategies import SEEDS, normal, rng
 
 
 def _builds(seed: int) -> list[dsc.Dictionary]:

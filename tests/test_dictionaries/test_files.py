@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
-from operators import Operator, each_operator
-from strategies import SEEDS, draw_cascade, draw_codes, duplicate_matrix
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import DictionaryError, DSCWarning, FileFormatError
+from operators import Operator, each_operator
+from strategies import SEEDS, draw_cascade, draw_codes, duplicate_matrix
 
 
 def _same(first: dsc.Dictionary, second: dsc.Dictionary) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from strategies import SEEDS, draw_conv, draw_dense, normal, rng
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import DictionaryError
+from strategies import SEEDS, draw_conv, draw_dense, normal, rng
 
 
 @given(seed=SEEDS)

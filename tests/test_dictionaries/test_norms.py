@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 from hypothesis import given, settings
-from operators import Operator, each_operator
-from references import explicit_matrix
-from strategies import SEEDS, code_size, disjoint_kernels, draw_conv, draw_dictionary, smooth_kernel, spike_hadamard
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.dictionaries import norms
+from operators import Operator, each_operator
+from references import explicit_matrix
+from strategies import SEEDS, code_size, disjoint_kernels, draw_conv, draw_dictionary, smooth_kernel, spike_hadamard
 
 
 def _norm(dictionary: dsc.Dictionary, size: tuple[int, ...]) -> float:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
+
+import deep_sparse_coding as dsc
 from operators import Operator, each_operator
 from references import explicit_matrix, normalized_gram
 from strategies import SEEDS, alias_free_size, draw_codes, draw_conv, draw_dictionary, draw_signal, normal, rng
-
-import deep_sparse_coding as dsc
 
 
 def _pair(

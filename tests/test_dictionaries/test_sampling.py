@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 from hypothesis import given, settings
-from references import brute_place_sparsity, brute_stripe_sparsity
-from strategies import SEEDS, code_size, draw_cascade, draw_dictionary
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import ParameterError, ShapeError
+from references import brute_place_sparsity, brute_stripe_sparsity
+from strategies import SEEDS, code_size, draw_cascade, draw_dictionary
 
 PLENTY = 10**6
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import given, settings
+
+import deep_sparse_coding as dsc
 from operators import Operator, each_operator
 from references import brute_babel, explicit_matrix
 from strategies import SEEDS, draw_cascade, draw_codes, draw_dense, draw_dictionary, normal, rng
-
-import deep_sparse_coding as dsc
 
 
 @given(seed=SEEDS)

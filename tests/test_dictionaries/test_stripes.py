@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from references import brute_place_sparsity, brute_stripe_sparsity
-from strategies import SEEDS, draw_codes, draw_conv, draw_dense, draw_signal, normal, randint, rng
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.dictionaries.stripes import covering_bound
+from references import brute_place_sparsity, brute_stripe_sparsity
+from strategies import SEEDS, draw_codes, draw_conv, draw_dense, draw_signal, normal, randint, rng
 
 
 @given(seed=SEEDS)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 
-import deep_sparse_coding as dsc
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import deep_sparse_coding as dsc
 from deep_sparse_coding.guarantees import conditioning
 from deep_sparse_coding.guarantees.columns import Columns
 from deep_sparse_coding.guarantees.conditioning import factorize
 from deep_sparse_coding.guarantees.sphere import exact_form
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from references import explicit_matrix, joint_matrix
-from scipy import sparse
 from strategies import normal, randint, rng
 
 SEEDS = st.integers(0, 2**31 - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from deep_sparse_coding.guarantees import Condition, Guarantee
 
 

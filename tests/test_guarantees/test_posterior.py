@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 
-import deep_sparse_coding as dsc
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
+import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import DtypeError, ShapeError
 from deep_sparse_coding.guarantees import CertifiedCodes, Posterior, certify, posterior
 from strategies import normal, orthonormal, rng
-from torch import Tensor
 
 F64 = torch.float64
 
@@ -117,7 +118,9 @@ def test_tiny_and_huge_signals() -> None:
 
 
 def test_zero_signal() -> None:
-    result = single(posterior(certify(dsc.Lasso(orthonormal(5, 0), 0.1), torch.zeros(2, 5).double(), torch.zeros(2, 5).double())))
+    result = single(
+        posterior(certify(dsc.Lasso(orthonormal(5, 0), 0.1), torch.zeros(2, 5).double(), torch.zeros(2, 5).double()))
+    )
     assert bool(result.unique.all())
     assert float(result.distance.max()) == 0.0
     assert bool(result.zeros.all())  # type: ignore[union-attr]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
-from deep_sparse_coding.problems import assess, dual_point
 from hypothesis import given
 from hypothesis import strategies as st
+
+import deep_sparse_coding as dsc
+from deep_sparse_coding.problems import assess, dual_point
 from references import lasso_objective, sklearn_lasso
 from strategies import draw_codes, draw_dense, draw_signal, normal, orthonormal, rng
 

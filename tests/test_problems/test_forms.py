@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import deep_sparse_coding as dsc
 from operators import Operator, each_operator
 from references import explicit_matrix, joint_matrix, lasso_objective
 from strategies import draw_cascade, draw_codes, draw_dense, draw_dictionary, draw_signal, normal, rng
@@ -115,7 +116,7 @@ def test_infinite_and_zero_weights_have_their_meaning(seed: int) -> None:
 
 @pytest.mark.parametrize("lam", [-1.0, math.nan, torch.tensor([0.1, -0.2]), torch.tensor([math.nan, 0.2])])
 def test_lam_out_of_range_is_refused(lam: float | torch.Tensor) -> None:
-    with pytest.raises(dsc.ParameterError, match="lam .*expected .*at least 0"):
+    with pytest.raises(dsc.ParameterError, match=r"lam .*expected .*at least 0"):
         dsc.Lasso(dsc.DenseDictionary.random(4, 2, seed=0), lam)
 
 
@@ -137,10 +138,10 @@ def test_settings_are_checked_before_any_work() -> None:
         dsc.solve(dsc.Lasso(dense, 0.1, mask=torch.ones(3)), torch.zeros(2, 4))
     with pytest.raises(dsc.ParameterError, match="mask has entries that are negative or not finite"):
         dsc.Lasso(dense, 0.1, mask=torch.tensor([1.0, -1.0, 1.0, 1.0]))
-    with pytest.raises(dsc.UnsupportedError, match="zeros with a convolutional dictionary.*small positive lam"):
+    with pytest.raises(dsc.UnsupportedError, match=r"zeros with a convolutional dictionary.*small positive lam"):
         dsc.solve(dsc.Lasso(conv, 0.0), torch.zeros(1, 8, 8))
     with pytest.raises(dsc.UnsupportedError, match="joint problem hold zeros"):
         dsc.solve(dsc.JointLasso(model, (0.0, 0.1)), torch.zeros(2, 4))
+    two = dsc.Cascade([conv, dsc.ConvDictionary.random(atoms=2, channels=3, size=3, seed=1)])
     with pytest.raises(dsc.ShapeError, match="layer 2 of the cascade: H = 2 is smaller than the kernel, 3"):
-        two = dsc.Cascade([conv, dsc.ConvDictionary.random(atoms=2, channels=3, size=3, seed=1)])
         dsc.solve(dsc.LayeredLasso(two, 0.1), torch.zeros(1, 4, 4))

@@ -1,12 +1,13 @@
-"""Every solver on every problem and operator: optimality conditions and the gap, recomputed by independent references."""
+"""Every solver on every problem and operator: optimality and gap, recomputed by independent references."""
 
 from __future__ import annotations
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import deep_sparse_coding as dsc
 from operators import Operator, each_operator
 from references import (
     explicit_matrix,

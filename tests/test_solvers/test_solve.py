@@ -7,9 +7,10 @@ import math
 import pickle
 import threading
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
+
+import deep_sparse_coding as dsc
 from deep_sparse_coding.problems import assess
 from strategies import duplicate_matrix, nearly_parallel, normal, rng, wide_range
 
@@ -243,7 +244,7 @@ def test_callbacks_see_progress_and_can_stop_or_raise() -> None:
         return progress.step >= 10
 
     with pytest.warns(dsc.DSCWarning, match="stopped by the callback.*start=solution.codes"):
-        solution = dsc.solve(PROBLEM, SIGNAL, dsc.FISTA(), tol=1e-12, callback=stop)
+        dsc.solve(PROBLEM, SIGNAL, dsc.FISTA(), tol=1e-12, callback=stop)
     assert [p.step for p in seen] == [0, 10]
     assert seen[0].samples == 6
     assert seen[1].relative_gap < seen[0].relative_gap

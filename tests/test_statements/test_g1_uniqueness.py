@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import warnings
 
-import deep_sparse_coding as dsc
 import numpy as np
 import pytest
 import torch
-from deep_sparse_coding.errors import DictionaryError, DSCWarning, ParameterError
-from deep_sparse_coding.guarantees import Guarantee, uniqueness
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import deep_sparse_coding as dsc
+from deep_sparse_coding.errors import DictionaryError, DSCWarning, ParameterError
+from deep_sparse_coding.guarantees import Guarantee, uniqueness
 from references import explicit_matrix
 from strategies import (
     duplicate_matrix,
@@ -25,7 +26,6 @@ from strategies import (
     simplex,
     spike_hadamard,
 )
-
 from test_statements.oracles_guarantees import has_two_nonnegative_codes, weakest_support
 
 SEEDS = st.integers(0, 2**31 - 1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 
-import deep_sparse_coding as dsc
 import numpy as np
 import pytest
 import torch
-from deep_sparse_coding.errors import DSCWarning, ParameterError, ShapeError, UnsupportedError
-from deep_sparse_coding.guarantees import equivalence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import deep_sparse_coding as dsc
+from deep_sparse_coding.errors import DSCWarning, ParameterError, ShapeError, UnsupportedError
+from deep_sparse_coding.guarantees import equivalence
 from references import explicit_matrix
 from strategies import duplicate_matrix, gram_dictionary, normal, orthonormal, randint, rng, simplex, spike_hadamard
-
 from test_statements.oracles_guarantees import null_space_constant
 
 SEEDS = st.integers(0, 2**31 - 1)

@@ -6,22 +6,22 @@ import math
 import warnings
 from dataclasses import dataclass
 
-import deep_sparse_coding as dsc
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import DSCWarning
 from deep_sparse_coding.guarantees import Posterior, certify, posterior
 from deep_sparse_coding.guarantees.places import Places, locate
 from deep_sparse_coding.guarantees.polish import Flat, join
 from deep_sparse_coding.guarantees.sphere import Rounding, Sphere, exact_form, sphere
 from deep_sparse_coding.problems import ConvexProblem, dual_point
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from references import explicit_matrix, joint_matrix
 from strategies import draw_dense, duplicate_matrix, nearly_parallel, normal, orthonormal, randint, rng
-from torch import Tensor
-
 from test_statements.oracles_guarantees import Exact, exact_lasso
 
 SEEDS = st.integers(0, 2**31 - 1)

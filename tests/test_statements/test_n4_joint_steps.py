@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
-from deep_sparse_coding.problems import assess_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+import deep_sparse_coding as dsc
+from deep_sparse_coding.problems import assess_form
 from references import joint_matrix, lasso_objective, sklearn_lasso
 from strategies import draw_cascade, normal, rng
-from torch import Tensor
 
 SEEDS = st.integers(0, 2**31 - 1)
 

@@ -70,7 +70,11 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return the shape of the code of a signal of the spatial `size`."""
+        """Return the shape of the code of a signal of the spatial `size`, as much of it as whole atoms cover."""
+
+    @abstractmethod
+    def exact_code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return the shape of the code of a signal of the spatial `size`; raise if no code makes that size."""
 
     @abstractmethod
     def check_signal(self, signal: object) -> Tensor:

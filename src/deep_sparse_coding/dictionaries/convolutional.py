@@ -203,16 +203,28 @@ class ConvDictionary(Dictionary):
         return self.boundary == "circular" and any(n < 2 * lag + 1 for n, lag in zip(size, self.lags, strict=True))
 
     def code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return ``(atoms, h, w)`` for a signal of the spatial `size`.
+        """Return ``(atoms, h, w)`` of the largest code grid whose signal fits into the spatial `size`.
 
         Raises:
-            ShapeError: The size is smaller than a kernel, or no code grid makes it; the message names sizes that fit.
+            ShapeError: The size is smaller than a kernel.
         """
         size = per_axis("size", size, self.axes)
-        grid = []
-        for name, n, q, k in zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True):
+        for name, n, k in zip(_AXIS_NAMES[self.axes], size, self.kernel_size, strict=True):
             if n < k:
                 raise ShapeError(f"{name} = {n} is smaller than the kernel, {k}; expected at least {k}: pad the signal")
+        if self.boundary == "circular":
+            return (self.atoms, *(n // q for n, q in zip(size, self.stride, strict=True)))
+        return (self.atoms, *((n - k) // q + 1 for n, q, k in zip(size, self.stride, self.kernel_size, strict=True)))
+
+    def exact_code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return `code_shape` of a signal that a code grid makes exactly.
+
+        Raises:
+            ShapeError: No code grid makes the size; the message names sizes that fit.
+        """
+        shape = self.code_shape(size)
+        size = per_axis("size", size, self.axes)
+        for name, n, q, k in zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True):
             origin = 0 if self.boundary == "circular" else k
             if (n - origin) % q:
                 below = n - (n - origin) % q
@@ -221,8 +233,7 @@ class ConvDictionary(Dictionary):
                     f"{name} = {n} is made by no code grid of stride {q} and kernel {k} (boundary '{self.boundary}'); "
                     f"expected {origin} plus a multiple of {q}: {crop}pad to {below + q}"
                 )
-            grid.append((n - origin) // q + (self.boundary != "circular"))
-        return (self.atoms, *grid)
+        return shape
 
     def check_signal(self, signal: object) -> Tensor:
         """Return `signal` if it is ``(*batch, channels, H, W)`` of a size that a code grid makes, else raise."""
@@ -237,7 +248,7 @@ class ConvDictionary(Dictionary):
         shape, ring = self.kernels.shape[2:], self.boundary == "circular"
         grids = zip(tensor.shape[-len(shape) :], self.stride, shape, strict=True)
         if any(n < k or (n - (0 if ring else k)) % q for n, q, k in grids):
-            self.code_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
+            self.exact_code_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
         return tensor
 
     def check_codes(self, codes: object) -> Tensor:

@@ -172,6 +172,10 @@ class DenseDictionary(Dictionary):
         _require_no_size(size)
         return (self.atoms,)
 
+    def exact_code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return ``(atoms,)``."""
+        return self.code_shape(size)
+
     def check_signal(self, signal: object) -> Tensor:
         """Return `signal` if it is ``(*batch, d)`` of the dictionary's dtype and device, else raise."""
         tensor = require_float_tensor("signal", signal)

@@ -85,7 +85,9 @@ class Candidate:
         support: T.
         exact: Proved, per sample.
         error: ``‖p - x*‖ ≤ error`` where proved.
-        sigma: A lower bound of ``σ_min(A_T)``.
+        sigma: A lower bound of ``σ_min(A_T)``; 0 where no solve succeeded.
+        signs: σ on T; at violators the sign of ``a_iᵀ(b - A p)``.
+        violators: Entries off T where ``|a_iᵀ(b - A p)| > w_i``.
     """
 
     codes: Tensor
@@ -93,6 +95,21 @@ class Candidate:
     exact: Tensor
     error: Tensor
     sigma: Tensor
+    signs: Tensor
+    violators: Tensor
+
+    def replace(self, other: Candidate, where: Tensor) -> Candidate:
+        """Return this candidate with another one's answers for the samples `where`."""
+        rows = where[:, None]
+        return Candidate(
+            torch.where(rows, other.codes, self.codes),
+            torch.where(rows, other.support, self.support),
+            torch.where(where, other.exact, self.exact),
+            torch.where(where, other.error, self.error),
+            torch.where(where, other.sigma, self.sigma),
+            torch.where(rows, other.signs, self.signs),
+            torch.where(rows, other.violators, self.violators),
+        )
 
 
 def polish(flat: Flat, support: Tensor, signs: Tensor, zeros: Tensor, todo: Tensor) -> Candidate:
@@ -123,9 +140,33 @@ def polish(flat: Flat, support: Tensor, signs: Tensor, zeros: Tensor, todo: Tens
             codes[sample, where] = torch.from_numpy(values).to(codes.device)
             final[sample, where] = True
             sigma[sample], trace[sample] = low, total
-    exact, error = _verify(flat, codes, final, torch.where(final, signs, 0.0), zeros, sigma, trace)
+    exact, error, correlation = _verify(flat, codes, final, torch.where(final, signs, 0.0), zeros, sigma, trace)
     exact &= (sigma > 0) & todo
-    return Candidate(codes, final, exact, torch.where(exact, error, math.inf), sigma)
+    value = correlation if flat.form.nonnegative else correlation.abs()
+    violators = ~final & ~zeros & (value > flat.weights)
+    signs = torch.where(violators, correlation.sign(), signs)
+    return Candidate(codes, final, exact, torch.where(exact, error, math.inf), sigma, signs, violators)
+
+
+def refine(flat: Flat, support: Tensor, signs: Tensor, zeros: Tensor, todo: Tensor, rounds: int) -> Candidate:
+    """Return the candidate of `polish`, its support corrected a few times by the entries that violate optimality.
+
+    Args:
+        flat: The problem.
+        support: A first guess of T.
+        signs: σ there.
+        zeros: Certain zeros, never added.
+        todo: For which samples.
+        rounds: How often T is corrected.
+    """
+    best = polish(flat, support, signs, zeros, todo)
+    for _ in range(rounds):
+        again = todo & ~best.exact & (best.sigma > 0) & best.violators.any(1)
+        if not bool(again.any()):
+            break
+        next_try = polish(flat, best.support | best.violators, best.signs, zeros, again)
+        best = best.replace(next_try, again)
+    return best
 
 
 def _solve(
@@ -156,8 +197,8 @@ def _solve(
 
 def _verify(
     flat: Flat, codes: Tensor, support: Tensor, signs: Tensor, zeros: Tensor, sigma: Tensor, trace: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return whether codes are x* and how far rounding leaves them from it, per sample."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whether codes are x*, how far rounding leaves them from it, per sample, and ``Aᵀ(b - A p)``."""
     form, rounding = flat.form, flat.rounding
     blocks = flat.split(codes)
     residual = form.residual(blocks)
@@ -176,7 +217,7 @@ def _verify(
     value = correlation if form.nonnegative else correlation.abs()
     reach = flat.norms * moved[:, None] * (1 + 16 * EPS)
     strict = support | zeros | (value + reach + EPS * value.abs() < flat.weights)
-    return (right & strict).all(1) & torch.isfinite(error), error
+    return (right & strict).all(1) & torch.isfinite(error), error, correlation
 
 
 def join(blocks: Blocks) -> Tensor:

@@ -13,10 +13,12 @@ from deep_sparse_coding.errors import UnsupportedError
 from deep_sparse_coding.problems import Codes, ConvexProblem, LayeredLasso, Problem
 
 from .places import Places, locate
-from .polish import Candidate, Flat, Polished, join, polish
+from .polish import Candidate, Flat, Polished, join, polish, refine
 from .sphere import EPS, Rounding, Sphere, exact_form, sphere
 
 SOURCE = "G5 of docs/theory.md; gap-safe spheres: Ndiaye, Fercoq, Gramfort & Salmon 2017"
+# How often a guessed support is corrected before the proof is given up; each time costs one factorization.
+_CORRECTIONS = 4
 
 
 class HasCodes(Protocol):
@@ -152,11 +154,12 @@ def _convex(problem: ConvexProblem, signal: Tensor, codes: Codes, note: str) -> 
     x, zeros = join(blocks), join(found.zeros)
 
     usable = torch.isfinite(x).all(1) & torch.isfinite(join(form.data)).all(1)
-    candidate = polish(flat, *_guess(flat, x, zeros), zeros, usable)
+    candidate = refine(flat, *_guess(flat, x, zeros), zeros, usable, _CORRECTIONS)
     # A second guess for codes on another support: all atoms that may be active, with the signs that the sphere shows.
     again = usable & ~candidate.exact & torch.isfinite(found.radius)
     signs = join(found.correlation).sign() if not form.nonnegative else torch.ones_like(x)
-    candidate = _better(candidate, polish(flat, ~zeros, signs, zeros, again))
+    second = polish(flat, ~zeros, signs, zeros, again)
+    candidate = candidate.replace(second, second.exact)
     places = locate(flat, x, found, zeros, ~candidate.exact)
     return _assemble(problem, batch, flat, x, found, zeros, candidate, places, note)
 
@@ -168,17 +171,6 @@ def _guess(flat: Flat, x: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
         support = (x > 0) & ~zeros
         return support, torch.ones_like(x)
     return ((x != 0) & ~zeros) | (weights == 0), x.sign()
-
-
-def _better(first: Candidate, second: Candidate) -> Candidate:
-    take = second.exact[:, None]
-    return Candidate(
-        torch.where(take, second.codes, first.codes),
-        torch.where(take, second.support, first.support),
-        first.exact | second.exact,
-        torch.where(second.exact, second.error, first.error),
-        torch.where(second.exact, second.sigma, first.sigma),
-    )
 
 
 def _assemble(

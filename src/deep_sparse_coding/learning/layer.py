@@ -95,9 +95,7 @@ def learn_layer(
     for epoch in range(settings.epochs):
         for index in torch.randperm(len(parts), generator=rng).tolist():
             total = _visit(parts[index], len(parts), dictionary, coder, settings, total)
-            rows = update_atoms(
-                rows, total, table, sweeps=settings.sweeps, nonnegative=settings.nonnegative_atoms
-            )
+            rows = update_atoms(rows, total, table, sweeps=settings.sweeps, nonnegative=settings.nonnegative_atoms)
             dictionary = from_rows(dictionary, rows)
         assert total is not None
         value = objective(rows, total, table)

@@ -108,9 +108,7 @@ def learn(
             channels = signal.shape[1] if j == 0 else layers[j - 1].atoms
             begin = starts[j] if starts else None
             if begin is None:
-                kind = template(
-                    layer.atoms, channels, layer.size, layer.stride, boundary, signal.dtype, signal.device
-                )
+                kind = template(layer.atoms, channels, layer.size, layer.stride, boundary, signal.dtype, signal.device)
                 seeding = [part.signal() for part in parts[:_SEEDING_PARTS]]
                 begin = initial_dictionary(kind, seeding, rng, nonnegative_atoms)
                 if begin is None:
@@ -154,9 +152,7 @@ def _check_start(
     kinds = []
     channels = signal.shape[1]
     for layer in layers:
-        kinds.append(
-            template(layer.atoms, channels, layer.size, layer.stride, boundary, signal.dtype, signal.device)
-        )
+        kinds.append(template(layer.atoms, channels, layer.size, layer.stride, boundary, signal.dtype, signal.device))
         channels = layer.atoms
     if [repr(kind) for kind in kinds] != [repr(layer) for layer in given]:
         raise DictionaryError(

@@ -106,5 +106,3 @@ class LearningResult:
     def __str__(self) -> str:
         dead = sum(len(atoms) for atoms in self.dead_atoms)
         return f"{self.history}\n{dead} dead atom(s)" if dead else str(self.history)
-
-

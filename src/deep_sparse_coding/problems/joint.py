@@ -131,7 +131,7 @@ def layer_shapes(model: Cascade, signal: Tensor) -> tuple[tuple[int, ...], ...]:
     shapes = []
     for j, layer in enumerate(model.layers, start=1):
         try:
-            shape = layer.code_shape(size)
+            shape = layer.exact_code_shape(size)
         except ShapeError as error:
             raise ShapeError(f"layer {j} of the cascade: {error}") from None
         shapes.append(shape)

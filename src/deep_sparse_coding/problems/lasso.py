@@ -62,7 +62,7 @@ class Lasso(ConvexProblem):
     def code_shape(self, signal: Tensor) -> tuple[int, ...]:
         """Return the shape of one sample's codes."""
         axes = self.dictionary.event_axes
-        return self.dictionary.code_shape(tuple(signal.shape[signal.ndim - axes + 1 :]) if axes > 1 else ())
+        return self.dictionary.exact_code_shape(tuple(signal.shape[signal.ndim - axes + 1 :]) if axes > 1 else ())
 
     def form(self, signal: Tensor) -> StandardForm:
         """Return the standard form, ``A = M D`` and ``b = M y``."""
