@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 
-from deep_sparse_coding.guarantees import Condition, Guarantee
+from deep_sparse_coding.guarantees import Condition, Guarantee, uniqueness
+from strategies import simplex
 
 
 def test_margin_and_strictness() -> None:
@@ -41,3 +43,8 @@ def test_a_guarantee_counts_as_proved_and_never_says_false() -> None:
     assert not refused
     assert str(refused).startswith("not proved: codes are unique\n  missing layer 1: b = 2")
     assert "false" not in str(refused).lower()
+
+
+def test_a_guarantee_survives_pickling() -> None:
+    guarantee = uniqueness(simplex(4, 0.3), 2)
+    assert pickle.loads(pickle.dumps(guarantee)) == guarantee

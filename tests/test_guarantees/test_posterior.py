@@ -217,3 +217,16 @@ def test_code_maps_of_an_image_take_seconds() -> None:
     assert bool(result.unique)
     assert bool(result.polish().exact)
     assert float(result.distance) < 0.05
+
+
+def test_an_idle_unpenalized_atom_of_non_negative_codes_costs_nothing() -> None:
+    dictionary = dsc.DenseDictionary(torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=F64))
+    problem = dsc.Lasso(dictionary, 0.1, torch.tensor([0.0, 1.0], dtype=F64), nonnegative=True)
+    signal, codes = torch.tensor([-1.0, 2.0], dtype=F64), torch.tensor([0.0, 0.9], dtype=F64)
+    result = single(posterior(_Bare(problem, signal, codes)))
+    # Its correlation is below zero, which is feasible; asking for equality would leave a gap of the objective's size.
+    assert float(result.gap) < 1e-12
+    assert isinstance(result.zeros, Tensor)
+    assert result.zeros.tolist() == [True, False]
+    assert bool(result.unique)
+    assert float(result.distance) < 1e-14

@@ -133,8 +133,8 @@ def _descend(matrix: np.ndarray, signal: np.ndarray, weights: np.ndarray, nonneg
             step = new - codes[i]
             if step:
                 codes[i] = new
-                for l in range(m):
-                    correlation[l] -= step * row[l]
+                for other in range(m):
+                    correlation[other] -= step * row[other]
                 moved = max(moved, abs(step))
         if moved < 1e-13:
             break

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -123,8 +124,9 @@ def _load() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise missing_extra("scikit-learn", "demo", "the digits of dsc demo") from None
-    data = load_digits()
-    return torch.from_numpy(data.images).float()[:, None] / 16, torch.from_numpy(data.target).long()
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.as_tensor(np.asarray(pixels, dtype=np.float32)).reshape(-1, 1, 8, 8) / 16
+    return images, torch.as_tensor(np.asarray(labels, dtype=np.int64))
 
 
 def _network(rng: torch.Generator) -> nn.Sequential:

@@ -29,8 +29,14 @@ class Stages:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         try:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
         except ImportError:
             raise missing_extra("rich", "demo", "the progress of dsc demo") from None
         self._progress: Progress = Progress(

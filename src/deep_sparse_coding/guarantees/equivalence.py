@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ def equivalence(
         SOURCE,
         tuple(decisive),
         ("the codes are exact (ε = 0)", *circular_hypotheses(layers)),
-        MappingProxyType(bounds),
+        bounds,
     )
 
 

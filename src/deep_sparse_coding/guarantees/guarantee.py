@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Guarantee:
     source: str
     decisive: tuple[Condition, ...] = ()
     hypotheses: tuple[str, ...] = ()
-    bounds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.proved

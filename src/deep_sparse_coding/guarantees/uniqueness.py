@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
 
@@ -91,7 +90,7 @@ def uniqueness(
         SOURCE,
         tuple(decisive),
         ("the codes are exact (ε = 0)", *circular_hypotheses(used)),
-        MappingProxyType(bounds),
+        bounds,
     )
 
 

@@ -16,6 +16,8 @@ from deep_sparse_coding.solvers.proximal import FISTAState
 _SAFETY = 1.1
 _ITERATIONS = 6
 _GRID_KERNELS = 3
+_RETRIES = 3
+_ROUNDING = 1e-5
 
 
 class Coder:
@@ -41,22 +43,25 @@ class Coder:
         form = Lasso(dictionary, self.lam, nonnegative=self.nonnegative).form(signal)
         begin = form.zeros() if start is None else (start,)
         before = self._objective(form, begin[0])
-        solver = FISTA()
-        for _ in range(4):
-            lipschitz = self._caution * self._squared_norm(dictionary, signal)
-            state = FISTAState(begin, 0, begin, signal.new_ones(form.batch), (lipschitz,))
-            for _ in range(steps):
-                state = solver.step(form, state)
-            after = self._objective(form, state.codes[0])
-            worse = ~(after <= before)  # True for NaN
-            if not bool(worse.any()):
-                break
-            # Steps too long, or codes that were optimal to rounding: only the first is worth another try.
-            if not bool((~(after <= before * (1 + 1e-5))).any()):
+        codes = self._run(form, dictionary, begin[0], steps)
+        after = self._objective(form, codes)
+        for _ in range(_RETRIES):
+            # Codes that were optimal to rounding may rise by rounding too; steps that were too long do more.
+            if bool((after <= before * (1 + _ROUNDING)).all()):
                 break
             self._caution *= 1.5
-        keep = worse.reshape(-1, *(1,) * (state.codes[0].ndim - 1))
-        return torch.where(keep, begin[0], state.codes[0])
+            codes = self._run(form, dictionary, begin[0], steps)
+            after = self._objective(form, codes)
+        worse = ~(after <= before)  # True for NaN
+        return torch.where(worse.reshape(-1, *(1,) * (codes.ndim - 1)), begin[0], codes)
+
+    def _run(self, form: StandardForm, dictionary: Dictionary, begin: Tensor, steps: int) -> Tensor:
+        solver = FISTA()
+        lipschitz = self._caution * self._squared_norm(dictionary, form.data[0])
+        state = FISTAState((begin,), 0, (begin,), form.data[0].new_ones(form.batch), (lipschitz,))
+        for _ in range(steps):
+            state = solver.step(form, state)
+        return state.codes[0]
 
     def _objective(self, form: StandardForm, codes: Tensor) -> Tensor:
         return form_objective(form, (codes,), form.residual((codes,))).double()

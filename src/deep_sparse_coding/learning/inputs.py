@@ -77,13 +77,13 @@ def require_content(images: Tensor, dense: bool) -> None:
     Raises:
         ParameterError: Every image is constant; or, of vectors, all are the same or zero.
     """
-    flat = images.flatten(1)
-    spread = flat.amax(1 - dense) - flat.amin(1 - dense)
+    flat, axis = images.flatten(1), 0 if dense else 1
+    spread = flat.amax(axis) - flat.amin(axis)
     if not bool((spread > 0).any()):
         what = "all vectors are the same" if dense else "every image is constant"
         raise ParameterError(
-            f"images of shape {tuple(images.shape)} hold nothing to learn from: {what}; expected images with structure: "
-            "look at how they were loaded and scaled"
+            f"images of shape {tuple(images.shape)} hold nothing to learn from: {what}; expected images with "
+            "structure: look at how they were loaded and scaled"
         )
 
 
@@ -111,6 +111,7 @@ def check_layers(
     layers = []
     for j in range(depth):
         label = f"[{j}]" if deep else ""
+        _require_axes(images, sizes[j])
         kernel = None if sizes[j] is None else per_axis(f"size{label}", sizes[j], axes)  # type: ignore[arg-type]
         step = per_axis(f"stride{label}", strides[j], axes) if kernel else ()  # type: ignore[arg-type]
         layers.append(
@@ -128,7 +129,7 @@ def check_layers(
 
 
 def default_batch(samples: int, code_entries: int) -> int:
-    """Return how many samples are worked on together: a few parts at least, and code maps that fit the cache's order."""
+    """Return how many samples are coded together: eight parts at least, and code maps of some megabytes at most."""
     return max(1, min(-(-samples // 8), (1 << 20) // max(code_entries, 1)))
 
 
@@ -137,6 +138,17 @@ def code_entries(image_shape: tuple[int, ...], layer: LayerSettings) -> int:
     if layer.size is None:
         return layer.atoms
     return layer.atoms * math.prod(-(-n // q) for n, q in zip(image_shape, layer.stride, strict=True))
+
+
+def _require_axes(images: Tensor, size: object) -> None:
+    """Raise unless images have the spatial axes that a kernel size speaks of: a single number means two."""
+    axes = len(size) if isinstance(size, Sequence) else 2
+    if size is not None and images.ndim != 2 + axes:
+        raise ShapeError(
+            f"images has shape {tuple(images.shape)} and size is {size}; expected {2 + axes} axes, samples and "
+            f"channels before {axes} spatial one(s): of grey images (n, H, W) take images[:, None]; for signals "
+            "(n, channels, L) give a size with one number per axis, such as (7,), or ((7,), (5,)) for two layers"
+        )
 
 
 def _require_room(spatial: tuple[int, ...], layers: list[LayerSettings], boundary: str) -> None:
@@ -172,7 +184,8 @@ def _stack(images: Sequence[object]) -> Tensor:
     kinds = {(image.dtype, image.device) for image in tensors}
     if len(shapes) > 1:
         raise ShapeError(
-            f"images have {len(shapes)} shapes, among them {sorted(shapes)[:2]}; expected one: crop them to a common size"
+            f"images have {len(shapes)} shapes, among them {sorted(shapes)[:2]}; expected one: crop them "
+            "to a common size"
         )
     if len(kinds) > 1:
         raise DtypeError(f"images have several dtypes or devices, {sorted(map(str, kinds))}; expected one")

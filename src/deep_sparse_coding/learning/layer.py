@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.dictionaries import Dictionary
+from deep_sparse_coding.dictionaries import ConvDictionary, Dictionary
 from deep_sparse_coding.errors import DSCWarning
 
 from .coding import Coder
 from .initial import worst_pieces
+from .recenter import move_codes, proposed_moves
 from .statistics import SparseCodes, Statistics, gather
-from .updates import from_rows, lag_table, objective, to_rows, update_atoms
+from .updates import from_rows, lag_table, objective, project_atoms, to_rows, update_atoms
 
 # Statistics of parts are kept up to this many bytes, beyond that computed again from the codes.
 _KEPT_BYTES = 1 << 29
@@ -76,9 +77,9 @@ def learn_layer(
 ) -> tuple[Dictionary, LayerRecord, tuple[int, ...]]:
     """Learn one dictionary; the parts keep their last codes.
 
-    The objective ``Σ ½‖y - D x‖² + lam‖x‖₁`` over all data is lowered in turn in the codes of one part and in the atoms,
-    which see every part through its statistics: an epoch holds as many dictionary updates as there are parts, and no step
-    can raise the objective. In the first epoch the atoms follow the parts seen so far.
+    The objective ``Σ ½‖y - D x‖² + lam‖x‖₁`` over all data is lowered in turn in the codes of one part and in the
+    atoms, which see every part through its statistics: an epoch holds as many dictionary updates as there are parts,
+    and no step can raise the objective. In the first epoch the atoms follow the parts seen so far.
 
     Returns:
         The dictionary, what every epoch left, and the atoms that no code uses.
@@ -99,6 +100,13 @@ def learn_layer(
             dictionary = from_rows(dictionary, rows)
         assert total is not None
         value = objective(rows, total, table)
+        if isinstance(dictionary, ConvDictionary) and 2 * (epoch + 1) <= settings.epochs:
+            found = _recenter(parts, dictionary, rows, coder, settings, total, table)
+            if found is not None and found.value < value:
+                rows, total, value = found.rows, found.total, found.value
+                dictionary = from_rows(dictionary, rows)
+                for part, codes, kept in zip(parts, found.codes, found.statistics, strict=True):
+                    part.codes, part.statistics = codes, kept
         density = float(total.nonzeros.sum()) / max(total.entries, 1)
         if record.objective and value > record.objective[-1] * (1 + _RISE):
             warnings.warn(
@@ -143,9 +151,56 @@ def _visit(
     codes = SparseCodes.of(coder.improve(dictionary, signal, None if old is None else old.dense(), steps))
     new = gather(dictionary, signal, codes, settings.lam)
     part.codes = codes
-    size = 8 * (new.gram.numel() + new.cross.numel()) * parts
-    part.statistics = new if size <= _KEPT_BYTES else None
+    part.statistics = _kept(new, parts)
     return new if total is None else total + new
+
+
+def _kept(statistics: Statistics, parts: int) -> Statistics | None:
+    """Return the statistics if those of all parts can be kept, else None."""
+    size = 8 * (statistics.gram.numel() + statistics.cross.numel()) * parts
+    return statistics if size <= _KEPT_BYTES else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Atoms, codes and statistics that are taken if their objective is lower."""
+
+    value: float
+    rows: Tensor
+    total: Statistics
+    codes: list[SparseCodes]
+    statistics: list[Statistics | None]
+
+
+def _recenter(
+    parts: list[Part],
+    dictionary: ConvDictionary,
+    rows: Tensor,
+    coder: Coder,
+    settings: Settings,
+    total: Statistics,
+    table: Tensor,
+) -> _Trial | None:
+    """Move the kernels that sit off center and improve the codes once; None where none does."""
+    known = [(part.signal(), part.codes) for part in parts if part.codes is not None]
+    own = total.gram[torch.arange(len(rows)), torch.arange(len(rows)), total.gram.shape[2] // 2]
+    steps, fresh = proposed_moves(dictionary, rows, own, known)
+    if not bool(steps.any()):
+        return None
+    fresh = project_atoms(fresh, rows, settings.nonnegative_atoms)
+    moved = from_rows(dictionary, fresh)
+    codes: list[SparseCodes] = []
+    kept: list[Statistics | None] = []
+    gathered: Statistics | None = None
+    for signal, old in known:
+        start = move_codes(old.dense(), steps, dictionary.boundary == "circular")
+        codes.append(SparseCodes.of(coder.improve(moved, signal, start, settings.steps)))
+        new = gather(moved, signal, codes[-1], settings.lam)
+        gathered = new if gathered is None else gathered + new
+        kept.append(_kept(new, len(parts)))
+    assert gathered is not None
+    fresh = update_atoms(fresh, gathered, table, sweeps=settings.sweeps, nonnegative=settings.nonnegative_atoms)
+    return _Trial(objective(fresh, gathered, table), fresh, gathered, codes, kept)
 
 
 def _replace(

@@ -30,10 +30,10 @@ def learn(
     atoms: int | Sequence[int],
     *,
     lam: float | Sequence[float],
-    size: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    size: int | Sequence[int | Sequence[int]] | None = None,
     epochs: int | Sequence[int] = 10,
     seed: int,
-    stride: int | Sequence[int] = 1,
+    stride: int | Sequence[int | Sequence[int]] = 1,
     boundary: str = "valid",
     nonnegative: bool = False,
     nonnegative_atoms: bool = False,
@@ -47,22 +47,23 @@ def learn(
     """Learn atoms such that ``Σ ½‖y - D x‖² + lam‖x‖₁`` is small over the data, layer after layer.
 
     Layer j + 1 is learned on the codes of layer j, as `LayeredLasso` takes them. All atoms have unit norm. Codes and
-    atoms are improved in turn and no step raises the objective; atoms that no code uses are replaced by the piece of data
-    that is explained worst.
+    atoms are improved in turn and no step raises the objective; atoms that no code uses are replaced by the piece of
+    data that is explained worst, and kernels that sit off what they stand for are moved.
 
-    How to choose lam: it is absolute, on the scale of correlations ``⟨d_i, y⟩``. A code is zero where no correlation
-    exceeds lam, so for images of unit local deviation (`contrast_normalize`) and k×k atoms a correlation is at most about
-    k times a few, and lam between k/10 and k/3 leaves a few non-zeros per place. In general take 0.05 to 0.3 times
-    ``dsc.Lasso(dictionary, 1.0).lam_max(images)``; for a deeper layer the signal is the codes below, whose non-zeros are
-    of the order of the correlations left after lam, so begin with the lam of the layer below and look at
-    ``history.density``.
+    How to choose lam: it is absolute, on the scale of correlations ``⟨d_i, y⟩``; above the largest of them,
+    ``dsc.Lasso(dictionary, 1.0).lam_max(images)``, all codes are zero. From 0.05 to 0.3 times that is usual. After
+    `contrast_normalize` a k×k atom correlates with its like at about k, and lam between k/10 and k/4 leaves some
+    non-zeros per atom's area; the larger, the more an atom looks like an edge and the less like noise. The signal of a
+    deeper layer is the codes below, so begin with the same lam there and look at ``history.density``; the larger lam
+    is, the more entries of the codes below one atom gathers.
 
     Args:
         images: ``(n, channels, H, W)`` (1-d and 3-d alike), or ``(n, d)`` for dense dictionaries; or a list of samples
             of one shape. float32 or float64; see `contrast_normalize` for photographs.
         atoms: Atoms of every layer; a single number gives a single dictionary.
         lam: The weight of the ℓ1 norm, one for all layers or one each.
-        size: Kernel size of every layer, square or a tuple with one number per axis; None for dense dictionaries.
+        size: Kernel size of every layer: a number for square kernels on images, or a tuple with one number per axis;
+            None for dense dictionaries.
         epochs: Passes over the data, one number or one per layer.
         seed: Of all that is random: parts, their order, and where atoms begin.
         stride: Of every layer, as `size`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -93,37 +95,70 @@ def gather(dictionary: Dictionary, signal: Tensor, codes: SparseCodes, lam: floa
     atoms, count = dictionary.atoms, codes.values.numel()
     nonzeros = torch.bincount((codes.index % atoms).cpu(), minlength=atoms)
     if isinstance(dictionary, ConvDictionary):
-        gram, cross = _gather_maps(dictionary, signal, codes)
+        gram = _correlate_with_codes(dictionary, codes)
+        cross = correlate_with_signal(signal, codes, dictionary.kernel_size, dictionary.stride)
     else:
         x, y = codes.dense().double(), signal.double()
         gram, cross = (x.T @ x)[..., None].cpu(), (x.T @ y)[:, None, :].cpu()
     energy = 0.5 * float(signal.double().square().sum())
     penalty = lam * float(codes.values.double().abs().sum()) if count else 0.0
-    entries = codes.shape[0] * atoms
-    for size in codes.shape[2:]:
-        entries *= size
-    return Statistics(gram, cross, energy, penalty, nonzeros, entries)
+    return Statistics(gram, cross, energy, penalty, nonzeros, math.prod(codes.shape))
 
 
-def _gather_maps(dictionary: ConvDictionary, signal: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
-    from ._kernels_statistics import correlate_codes, correlate_signal
+def correlate_with_signal(signal: Tensor, codes: SparseCodes, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Return ``Σ_p x_i[p] y_c[q p + u]`` for all u of a window, ``(atoms, K, channels)``, float64 on the CPU.
+
+    Args:
+        signal: y, ``(samples, channels, ...)``; positions wrap around it.
+        codes: x.
+        size: The window.
+        stride: q.
+    """
+    from ._kernels_statistics import correlate_signal
 
     samples, atoms, *grid = codes.shape
-    missing = 3 - len(grid)
-    grid3 = (1,) * missing + tuple(grid)
-    lags3 = (0,) * missing + dictionary.lags
-    stride3 = (1,) * missing + dictionary.stride
-    size3 = (1,) * missing + dictionary.kernel_size
     index = codes.index.cpu()
-    atom, place = (index % atoms).numpy(), (index // atoms).numpy()
-    values = codes.values.detach().double().cpu().numpy()
-    places = samples * grid3[0] * grid3[1] * grid3[2]
-    counts = torch.bincount(index // atoms, minlength=places)
-    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).numpy()
-    gram = torch.zeros(atoms, atoms, *(2 * lag + 1 for lag in lags3), dtype=torch.float64)
-    correlate_codes(atom, place, values, first, grid3, lags3, dictionary.boundary == "circular", gram.numpy())
+    missing = 3 - len(grid)
     lifted = signal.detach().movedim(1, -1)
     lifted = lifted.reshape(samples, *(1,) * missing, *lifted.shape[1:]).contiguous().cpu()
-    cross = torch.zeros(atoms, *size3, signal.shape[1], dtype=torch.float64)
-    correlate_signal(atom, place, values, lifted.numpy(), grid3, stride3, cross.numpy())
-    return gram.flatten(2), cross.reshape(atoms, -1, signal.shape[1])
+    out = torch.zeros(atoms, *_three(size, 1), signal.shape[1], dtype=torch.float64)
+    values = codes.values.detach().double().cpu().numpy()
+    correlate_signal(
+        (index % atoms).numpy(),
+        (index // atoms).numpy(),
+        values,
+        lifted.numpy(),
+        _three(grid, 1),
+        _three(stride, 1),
+        out.numpy(),
+    )
+    return out.reshape(atoms, -1, signal.shape[1])
+
+
+def _correlate_with_codes(dictionary: ConvDictionary, codes: SparseCodes) -> Tensor:
+    """Return ``Σ_p x_i[p] x_l[p + s]`` at all lags, ``(atoms, atoms, lags)``, float64 on the CPU."""
+    from ._kernels_statistics import correlate_codes
+
+    samples, atoms, *grid = codes.shape
+    index = codes.index.cpu()
+    counts = torch.bincount(index // atoms, minlength=samples * math.prod(grid))
+    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    lags = _three(dictionary.lags, 0)
+    gram = torch.zeros(atoms, atoms, *(2 * lag + 1 for lag in lags), dtype=torch.float64)
+    correlate_codes(
+        (index % atoms).numpy(),
+        (index // atoms).numpy(),
+        codes.values.detach().double().cpu().numpy(),
+        first.numpy(),
+        _three(grid, 1),
+        lags,
+        dictionary.boundary == "circular",
+        gram.numpy(),
+    )
+    return gram.flatten(2)
+
+
+def _three(sizes: Sequence[int], fill: int) -> tuple[int, int, int]:
+    """Return sizes of one to three axes as three, missing ones first."""
+    last = (fill, fill, *sizes)
+    return last[-3], last[-2], last[-1]

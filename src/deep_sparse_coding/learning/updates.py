@@ -20,10 +20,8 @@ def to_rows(dictionary: Dictionary) -> Tensor:
 
 def from_rows(dictionary: Dictionary, rows: Tensor) -> Dictionary:
     """Return a dictionary of the same kind with the atoms ``(atoms, K, channels)``."""
-    if isinstance(dictionary, ConvDictionary):
-        weight = rows.mT.reshape(dictionary.weight.shape)
-    else:
-        weight = rows[:, 0, :].T
+    conv = isinstance(dictionary, ConvDictionary)
+    weight = rows.mT.reshape(dictionary.weight.shape) if conv else rows[:, 0, :].T
     return dictionary.with_weight(weight.contiguous().to(dtype=dictionary.dtype, device=dictionary.device))
 
 
@@ -53,8 +51,9 @@ def update_atoms(
     """Return atoms of unit norm whose objective is no larger, after sweeps of majorization over one atom at a time.
 
     For atom i alone the objective is a quadratic with the matrix ``T_ii``. With ``L ≥ ‖T_ii‖`` it lies below
-    ``(L/2)‖d - (d_i - g_i/L)‖²`` plus a constant, and that is least on the sphere at ``d_i - g_i/L`` scaled to unit norm
-    (for non-negative atoms: its positive part scaled). So no step can raise the objective, sphere or not convex.
+    ``(L/2)‖d - (d_i - g_i/L)‖²`` plus a constant, which is least on the sphere at ``d_i - g_i/L`` scaled to unit norm
+    (for non-negative atoms: its positive part, scaled). So no step can raise the objective, though spheres are not
+    convex.
 
     Args:
         rows: ``(atoms, K, channels)``, unit norm, float64.
@@ -109,3 +108,8 @@ def _project(atom: Tensor, fallback: Tensor, nonnegative: bool) -> Tensor:
     atom = atom.clamp_min(0) if nonnegative else atom
     norm = torch.linalg.vector_norm(atom)
     return atom / norm if float(norm) > 0 else fallback
+
+
+def project_atoms(rows: Tensor, fallback: Tensor, nonnegative: bool) -> Tensor:
+    """Return every atom scaled to unit norm (its positive part if `nonnegative`), or its fallback if that is zero."""
+    return torch.stack([_project(row, other, nonnegative) for row, other in zip(rows, fallback, strict=True)])

@@ -6,9 +6,12 @@ from .base import ConvexProblem as ConvexProblem
 from .base import Problem as Problem
 from .base import StandardForm as StandardForm
 from .certificate import Certificate as Certificate
+from .certificate import CertifiedProblem as CertifiedProblem
 from .certificate import assess as assess
 from .certificate import assess_form as assess_form
 from .certificate import combine as combine
+from .constrained import BasisPursuit as BasisPursuit
+from .constrained import LayeredBasisPursuit as LayeredBasisPursuit
 from .dual import DualPoint as DualPoint
 from .dual import dual_point as dual_point
 from .joint import JointLasso as JointLasso

@@ -101,8 +101,13 @@ class ConvexProblem(Problem, ABC):
     """A problem that is one weighted Lasso: its standard form is all that solvers and certificates need."""
 
     @abstractmethod
-    def form(self, signal: Tensor) -> StandardForm:
-        """Return the standard form for a checked signal, its batch axes flattened into one."""
+    def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:
+        """Return the standard form for a checked signal, its batch axes flattened into one.
+
+        Args:
+            signal: ``(*batch, ...)``.
+            differentiable: Whether data and weights keep their graph to the signal, lam and weights.
+        """
 
     def objective(self, codes: Codes, signal: Tensor) -> Tensor:
         """Return ``½‖b - A x‖² + Σ w_i|x_i|`` per sample, in float64; inf where a constraint is violated."""

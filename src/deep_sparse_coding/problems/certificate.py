@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,21 @@ class Certificate:
         )
 
 
+class CertifiedProblem(Problem, ABC):
+    """A problem that computes its own certificate, since it is no weighted Lasso."""
+
+    @abstractmethod
+    def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
+        """Return the certificate of checked codes, float64, in the batch's shape."""
+
+    def objective(self, codes: Codes, signal: Tensor) -> Tensor:
+        """Return the objective per sample, in float64; inf where a constraint is violated."""
+        signal = self.check_signal(signal)
+        self.pack(codes, signal)
+        with torch.no_grad():
+            return self.certificate(codes, signal).objective
+
+
 def assess_form(form: StandardForm, codes: Blocks) -> Certificate:
     """Return the certificate of flat codes, computed in float64 whatever their precision."""
     form = form.cast(torch.float64)
@@ -61,7 +77,7 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
     """Return the certificate of codes from anywhere, in the signal's batch shape.
 
     Args:
-        problem: A Lasso, a joint or a layered problem.
+        problem: Any problem of this library.
         signal: ``(*batch, ...)``.
         codes: As the problem's solutions have them: a tensor, or a tuple with one per layer.
 
@@ -76,6 +92,8 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
             return _reshape(assess_form(problem.form(signal), blocks), batch)
         if isinstance(problem, LayeredLasso):
             return combine([assess(stage, z, x) for stage, x, z in problem.by_layer(codes, signal)])
+        if isinstance(problem, CertifiedProblem):
+            return problem.certificate(codes, signal)
     raise TypeError(f"no certificate for a {type(problem).__name__}")
 
 

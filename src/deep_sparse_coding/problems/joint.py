@@ -65,14 +65,14 @@ class JointLasso(ConvexProblem):
         layer_shapes(self.model, tensor)
         return tensor
 
-    def form(self, signal: Tensor) -> StandardForm:
+    def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:
         """Return the standard form, block bidiagonal A and data ``(√β_1 y, 0, ...)``."""
         batch, shapes = self.batch_shape(signal), layer_shapes(self.model, signal)
         layers = self.model.layers
         beta = tuple(float(b) for b in per_layer("beta", self.beta, len(layers)))  # type: ignore[arg-type]
         lam, multipliers = per_layer("lam", self.lam, len(layers)), per_layer("weights", self.weights, len(layers))
         mask = flatten_mask(self.mask, signal, layers[0].event_axes)
-        first = signal.detach().reshape(math.prod(batch), *signal.shape[len(batch) :])
+        first = (signal if differentiable else signal.detach()).reshape(math.prod(batch), *signal.shape[len(batch) :])
         first = math.sqrt(beta[0]) * (first if mask is None else mask * first)
         rest = tuple(first.new_zeros(len(first), *shape) for shape in shapes[:-1])
         weights = tuple(
@@ -84,6 +84,8 @@ class JointLasso(ConvexProblem):
                 "lam or weights of a joint problem hold zeros; its certificate needs every entry penalized: use a small "
                 "positive lam"
             )
+        if not differentiable:
+            weights = tuple(w.detach() for w in weights)
         return StandardForm(ChainOperator(layers, beta, mask), (first, *rest), weights, self.nonnegative, shapes)
 
     def pack(self, codes: object, signal: Tensor) -> Blocks:

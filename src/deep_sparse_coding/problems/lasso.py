@@ -64,14 +64,16 @@ class Lasso(ConvexProblem):
         axes = self.dictionary.event_axes
         return self.dictionary.exact_code_shape(tuple(signal.shape[signal.ndim - axes + 1 :]) if axes > 1 else ())
 
-    def form(self, signal: Tensor) -> StandardForm:
+    def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:
         """Return the standard form, ``A = M D`` and ``b = M y``."""
         batch, shape = self.batch_shape(signal), self.code_shape(signal)
         event = signal.shape[len(batch) :]
         mask = flatten_mask(self.mask, signal, self.dictionary.event_axes)
         weights = flatten_weights("lam", self.lam, self.weights, self.dictionary, batch, shape)
         require_penalized(weights, self.dictionary)
-        data = signal.detach().reshape(math.prod(batch), *event)
+        if not differentiable:
+            signal, weights = signal.detach(), weights.detach()
+        data = signal.reshape(math.prod(batch), *event)
         return StandardForm(
             SingleOperator(self.dictionary, mask),
             (data if mask is None else mask * data,),

@@ -29,18 +29,24 @@ def check_dictionary(name: str, value: object) -> Dictionary:
 def check_lam(name: str, lam: object) -> float | Tensor:
     """Return lam as a number, or as a tensor whose entries are at or above 0 (inf allowed).
 
+    A tensor keeps its graph, for solutions that are differentiated; one without axes becomes a number unless it asks
+    for gradients.
+
     Raises:
         ParameterError: Negative or NaN.
     """
     if isinstance(lam, Tensor) and lam.ndim:
-        lam = require_float_tensor(name, lam).detach()
+        lam = require_float_tensor(name, lam)
         bad = ~(lam >= 0)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             raise ParameterError(
                 f"{name} has {int(bad.sum())} entries that are negative or NaN, the first at {where}: "
-                f"{float(lam[where])}; expected entries of at least 0"
+                f"{float(lam[where].detach())}; expected entries of at least 0"
             )
+        return lam
+    if isinstance(lam, Tensor) and lam.requires_grad:
+        require_number(name, require_float_tensor(name, lam).detach(), minimum=0.0, finite=False)
         return lam
     return require_number(name, lam, minimum=0.0, finite=False)
 
@@ -107,6 +113,8 @@ def flatten_weights(
     if not isinstance(lam, Tensor):
         return _multiply(scale, torch.tensor(lam, **kind))
     lam = lam.to(**kind)
+    if not lam.ndim:
+        return _multiply(scale, lam)
     samples = math.prod(batch_shape)
     per_sample_singleton = lam.shape == (*batch_shape, *(1,) * len(code_shape)) and lam.ndim > len(code_shape)
     per_sample = per_sample_singleton or (tuple(lam.shape) == batch_shape and lam.ndim > 0)
@@ -128,8 +136,14 @@ def flatten_weights(
 
 
 def _multiply(first: Tensor, second: Tensor) -> Tensor:
-    """Return the product where a factor 0 beats inf: an unpenalized entry stays unpenalized."""
-    return torch.where((first == 0) | (second == 0), 0.0, first * second)
+    """Return the product where a factor 0 beats inf: an unpenalized entry stays unpenalized.
+
+    Factors 0 and inf are settings, not numbers: no gradient passes through a product with one of them.
+    """
+    zero = (first == 0) | (second == 0)
+    fixed = zero | torch.isinf(first) | torch.isinf(second)
+    product = torch.where(fixed, 1.0, first) * torch.where(fixed, 1.0, second)
+    return torch.where(fixed, torch.where(zero, 0.0, math.inf).to(product), product)
 
 
 def _fits_atoms(values: Tensor, code_shape: tuple[int, ...]) -> bool:

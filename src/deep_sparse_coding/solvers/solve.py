@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from deep_sparse_coding.problems import (
 
 from .base import Solver, State, select_blocks
 from .choice import choose_solver
+from .gradients import attach_gradients
 from .solution import History, Solution, Status
 
 # The gap counts as falling while it loses this share of itself over a window of checks.
@@ -71,13 +72,14 @@ def solve(
     start: Codes | None = None,
     on_failure: str = "warn",
     callback: Callback | None = None,
+    differentiable: bool = False,
 ) -> Solution:
     """Solve a sparse coding problem and certify the answer, sample by sample.
 
     Args:
         problem: A `Lasso`, `LayeredLasso` or `JointLasso`.
-        signal: ``(*batch, ...)`` in the dictionary's dtype and on its device. No gradients flow through the codes.
-            float32 is solved in float32 first; samples that it cannot bring to `tol` are finished in float64.
+        signal: ``(*batch, ...)`` in the dictionary's dtype and on its device. float32 is solved in float32 first;
+            samples that it cannot bring to `tol` are finished in float64.
         solver: How; None chooses by structure, size and device, and the solution says which.
         tol: The relative duality gap at which a sample has converged, computed in float64 from the codes that are
             returned.
@@ -85,6 +87,9 @@ def solve(
         start: Codes to start from, as a solution has them; an optimal start takes 0 steps.
         on_failure: "warn", "raise" or "ignore" when a sample does not converge.
         callback: Called at every check; returning True stops the run, with the best codes so far.
+        differentiable: Whether the codes carry gradients with respect to the signal, the atoms, lam and weights, as far
+            as these require them, by implicit differentiation on the support (not through the steps; once, not twice):
+            exact up to `tol` for a unique minimizer away from kinks. The certificate carries none.
 
     Returns:
         A `Solution`. A sample that is not finite gets NaN codes and NONFINITE_INPUT; it never spoils the others.
@@ -113,7 +118,8 @@ def solve(
             solution = _solve_convex(problem, signal, settings, blocks)
         else:
             raise UnsupportedError(f"solve does not take a {type(problem).__name__}")
-    return _report(solution, on_failure)
+    solution = _report(solution, on_failure)
+    return replace(solution, codes=attach_gradients(problem, signal, solution.codes)) if differentiable else solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +377,7 @@ def _report(solution: Solution, on_failure: str) -> Solution:
         nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
         empty = int((zero & nonzero_signal & solution.converged.to(zero.device)).sum())
         if empty:
-            largest = float(solution.problem.lam_max(solution.signal).max())
+            largest = float(solution.problem.lam_max(solution.signal).detach().max())
             warnings.warn(
                 f"lam is at or above lam_max for {empty} of {len(solution.status)} samples, whose codes are all zero; "
                 f"expected a smaller lam: the largest lam_max here is {largest:.4g} (problem.lam_max(signal))",

@@ -1,0 +1,264 @@
+"""Basis pursuit: the smallest ℓ1 norm among the codes that explain the signal up to ε, for one layer and for many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deep_sparse_coding.checks import per_layer
+from deep_sparse_coding.dictionaries import Cascade, Dictionary
+from deep_sparse_coding.errors import DtypeError, ParameterError
+
+from .base import Codes, StandardForm, flat_sum, inner, penalty, squared_norm
+from .certificate import Certificate, CertifiedProblem, combine
+from .dual import largest_ratio
+from .joint import check_cascade, layer_shapes, pack_layers
+from .lasso import Lasso
+from .operators import Blocks
+from .single import SingleProblem, check_epsilon, flatten_epsilon
+from .weights import check_dictionary, check_lam, check_mask
+
+# An epsilon below this share of ‖M y‖ cannot be told from rounding of the codes: it is taken as this share.
+_RESOLUTION = {torch.float64: 1e-8, torch.float32: 1e-6}
+# The relative gap is measured against the objective, but not below this share of ‖y‖²/‖Dᵀy‖_∞, the natural size of it.
+_OBJECTIVE_FLOOR = 1e-6
+# Samples whose dual point can still be better by more than this are worth the conjugate gradients.
+_GOOD = 1e-9
+_REFINEMENTS = 100
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class BasisPursuit(SingleProblem):
+    """``min Σ w_i|x_i|  s.t.  ‖M(y - D x)‖ ≤ ε``, with ``x ≥ 0`` if asked.
+
+    Codes count as feasible where ``‖M(y - D x)‖ ≤ max(ε, η‖M y‖)`` in float64, with η = 1e-8 for float64 and 1e-6 for
+    float32: any ε above that resolution is met strictly, and ``epsilon=0`` stands for equality up to rounding. The dual
+    value of a certificate bounds the minimum for ε itself from below.
+
+    Attributes:
+        dictionary: D, dense or convolutional.
+        epsilon: A number at or above 0, or a tensor of the batch's shape (one per sample); inf is allowed.
+        weights: Optional w, positive, ``(atoms,)`` or the code's shape; inf forbids an atom.
+        nonnegative: Hold the codes at or above zero.
+        mask: Optional, broadcasts against the signal: True or 1 where it was observed.
+
+    Raises:
+        DSCError: A setting out of range; on use, shapes that do not fit.
+
+    Source: Chen, Donoho & Saunders 1998; DSC₁^ε for one layer, Li, Feng & Zhou 2024, Definition 4; G6 of docs/theory.md.
+    """
+
+    dictionary: Dictionary
+    epsilon: float | Tensor
+    weights: Tensor | None = None
+    nonnegative: bool = False
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_dictionary("dictionary", self.dictionary)
+        object.__setattr__(self, "epsilon", check_epsilon("epsilon", self.epsilon))
+        if self.weights is not None:
+            if not isinstance(self.weights, Tensor):
+                raise DtypeError(f"weights is a {type(self.weights).__name__}; expected a tensor, one entry per atom")
+            weights = check_lam("weights", self.weights)
+            if bool((torch.as_tensor(weights) == 0).any()):
+                raise ParameterError("weights of basis pursuit hold zeros; expected positive numbers: use small ones")
+            object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "mask", check_mask(self.mask, self.dictionary))
+
+    def form(self, signal: Tensor) -> StandardForm:
+        """Return the Lasso with ``lam = 1`` on the same data: its operator, data and weights."""
+        lasso = Lasso(self.dictionary, 1.0, self.weights, self.nonnegative, self.mask)
+        return lasso.form(signal.detach())
+
+    def limits(self, signal: Tensor) -> Tensor:
+        """Return the residual norm up to which codes count as feasible, ``max(ε, η‖M y‖)``, ``(samples,)``, float64."""
+        epsilon = flatten_epsilon(self.epsilon, self.batch_shape(signal), signal)
+        return torch.maximum(epsilon, _RESOLUTION[signal.dtype] * self.epsilon_max(signal).reshape(-1))
+
+    def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
+        """Return the certificate of checked codes, float64, in the batch's shape."""
+        batch = self.batch_shape(signal)
+        flat = assess_pursuit(self.form(signal), self.limits(signal), self.pack(codes, signal))
+        parts = (part.reshape(batch) for part in (flat.objective, flat.dual, flat.gap, flat.relative_gap))
+        return Certificate(*parts)
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredBasisPursuit(CertifiedProblem):
+    """``x_j = argmin ‖z‖₁  s.t.  ‖x_{j-1} - D_j z‖ ≤ ε_j`` for ``j = 1, ..., J`` in turn, ``x_0 = y``.
+
+    Attributes:
+        model: The cascade.
+        epsilon: One setting per layer, each as in `BasisPursuit`; or one for all.
+        weights: Optional, one tensor (or None) per layer.
+        nonnegative: Hold all codes at or above zero.
+        mask: Optional, on the signal.
+
+    Source: DSC₁^ε, Li, Feng & Zhou 2024, Definition 4.
+    """
+
+    model: Cascade
+    epsilon: Sequence[float | Tensor] | float
+    weights: Sequence[Tensor | None] | None = None
+    nonnegative: bool = False
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_cascade(self.model)
+        depth = len(self.model)
+        values = per_layer("epsilon", self.epsilon, depth)
+        object.__setattr__(
+            self, "epsilon", tuple(check_epsilon(f"epsilon[{j}]", value) for j, value in enumerate(values))
+        )
+        object.__setattr__(self, "weights", per_layer("weights", self.weights, depth))
+        object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
+        _ = self.stages  # their own checks
+
+    @property
+    def stages(self) -> tuple[BasisPursuit, ...]:
+        """The basis pursuit of every layer; the mask belongs to the first."""
+        epsilon = per_layer("epsilon", self.epsilon, len(self.model))
+        weights = per_layer("weights", self.weights, len(self.model))
+        return tuple(
+            BasisPursuit(layer, epsilon[j], weights[j], self.nonnegative, self.mask if j == 0 else None)  # type: ignore[arg-type]
+            for j, layer in enumerate(self.model.layers)
+        )
+
+    def batch_shape(self, signal: Tensor) -> tuple[int, ...]:
+        """Return the leading axes of a signal."""
+        return self.stages[0].batch_shape(signal)
+
+    def check_signal(self, signal: object) -> Tensor:
+        """Return the signal if it fits the first layer and its code every layer above, else raise."""
+        tensor = self.model.layers[0].check_signal(signal)
+        layer_shapes(self.model, tensor)
+        return tensor
+
+    def pack(self, codes: object, signal: Tensor) -> Blocks:
+        """Return a tuple with one tensor per layer, each with a single batch axis."""
+        return pack_layers(self.model, codes, signal, self.batch_shape(signal))
+
+    def unpack(self, blocks: Blocks, batch_shape: tuple[int, ...]) -> Codes:
+        """Return one tensor ``(*batch, *code)`` per layer."""
+        return tuple(block.reshape(*batch_shape, *block.shape[1:]) for block in blocks)
+
+    def lam_max(self, signal: Tensor) -> Tensor:
+        """Return, per sample, the smallest first epsilon for which all codes are zero, ``‖M y‖``."""
+        return self.stages[0].epsilon_max(self.check_signal(signal))
+
+    def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
+        """Return sums over the layers, each measured on the given codes of the layer below, and the largest gap."""
+        layers = tuple(codes)
+        triples = zip(self.stages, layers, (signal, *layers[:-1]), strict=True)
+        return combine([stage.certificate(x, z) for stage, x, z in triples])
+
+
+def assess_pursuit(form: StandardForm, limits: Tensor, codes: Blocks) -> Certificate:
+    """Return the certificate of flat codes for ``min Σ w_i|x_i|  s.t.  ‖b - A x‖ ≤ limits``, in float64.
+
+    Any ν with ``|a_iᵀν| ≤ w_i`` proves ``minimum ≥ νᵀb - ε‖ν‖``. Two are tried and the better is taken: the residual,
+    scaled, and the residual corrected by conjugate gradients so that ``a_iᵀν = w_i sign(x_i)`` on the support, which
+    rounding of the codes (float32) does not spoil. The gap is added up from terms that are not negative,
+    ``Σ(w_i|x_i| - x_i a_iᵀν) + (ε‖ν‖ - νᵀr)``.
+
+    Args:
+        form: The problem as a Lasso with ``lam = 1``.
+        limits: The largest residual norm that counts as feasible, ``(samples,)``.
+        codes: x.
+
+    Source: G6 of docs/theory.md.
+    """
+    form = form.cast(torch.float64)
+    codes = tuple(block.double() for block in codes)
+    residual = form.residual(codes)
+    norm = squared_norm(residual).sqrt()
+    value = penalty(form, codes)
+    correlation = form.operator.analyze(residual)
+    gap = _pursuit_gap(form, limits, codes, residual, residual, correlation)
+    floor = _OBJECTIVE_FLOOR * squared_norm(form.data) / largest_ratio(form)
+    scale = torch.maximum(value, torch.where(torch.isfinite(floor), floor, 0.0))
+    later = ((gap > _GOOD * scale) & torch.isfinite(value)).nonzero().flatten()
+    if len(later):
+        some = form.select(later)
+        x, r, c = (tuple(block[later] for block in blocks) for blocks in (codes, residual, correlation))
+        better = _on_support(some, x, r, c)
+        trial = _pursuit_gap(some, limits[later], x, r, better, some.operator.analyze(better))
+        gap[later] = torch.fmin(gap[later], trial)
+    feasible = norm <= limits
+    objective = torch.where(feasible | torch.isnan(norm), value, math.inf)
+    known = torch.isfinite(objective)
+    dual = torch.where(torch.isinf(value), -math.inf, value - gap)
+    gap = torch.where(known, gap.clamp_min(0), torch.where(torch.isnan(objective), math.nan, math.inf))
+    relative = torch.where((gap == 0) & known, 0.0, gap / torch.where(known, scale, 1.0))
+    return Certificate(objective, torch.where(known, objective - gap, dual), gap, relative)
+
+
+def _pursuit_gap(
+    form: StandardForm, limits: Tensor, codes: Blocks, residual: Blocks, ray: Blocks, correlation: Blocks
+) -> Tensor:
+    """Return ``Σ w_i|x_i| - νᵀb + ε‖ν‖`` for ν along `ray`, scaled to be feasible; 0 is taken for ν where it is better.
+
+    The clamp of every term costs at most rounding where x is feasible; for other x the second part may be negative.
+    """
+    worst, length = ray[0].new_zeros(form.batch), squared_norm(ray).sqrt()
+    # Room for the rounding of the correlations: scaled up, what is only rounding would prove any number.
+    slack = form.operator.terms()[1] * _EPS * length
+    for w, c, squares in zip(form.weights, correlation, form.operator.squared_norms(), strict=True):
+        size = (c.clamp_min(0) if form.nonnegative else c.abs()) + _by_sample(slack, c) * squares.sqrt()
+        ratio = torch.where(torch.isfinite(w), size / w, 0.0).flatten(1)
+        worst = torch.maximum(worst, ratio.amax(1)) if ratio.shape[1] else worst
+    usable = worst > 0
+    alpha = torch.where(usable, 1 / worst, 0.0)
+    terms = []
+    for w, x, c in zip(form.weights, codes, correlation, strict=True):
+        nu = _by_sample(alpha, c) * c
+        terms.append(torch.where(x == 0, 0.0, (w * x.abs() - x * nu).clamp_min(0)))
+    finite = limits.clamp_max(torch.finfo(torch.float64).max)
+    rest = alpha * (finite * length - inner(ray, residual))
+    return torch.minimum(flat_sum(tuple(terms)) + rest, penalty(form, codes))
+
+
+def _on_support(form: StandardForm, codes: Blocks, residual: Blocks, correlation: Blocks) -> Blocks:
+    """Return ``r - A_S δ`` with ``A_SᵀA_S δ = A_Sᵀr - λ w_S sign(x_S)``: then ``A_Sᵀν = w_S sign(x_S)`` for ν = that/λ.
+
+    λ is the mean of ``sign(x_i)a_iᵀr/w_i`` over the support; conjugate gradients, all samples at once.
+    """
+    support = tuple((x != 0).to(torch.float64) for x in codes)
+    signs = tuple(
+        torch.where(torch.isfinite(w), w, 0.0) * torch.sign(x) for w, x in zip(form.weights, codes, strict=True)
+    )
+    length = squared_norm(signs)
+    lam = torch.where(length > 0, inner(signs, correlation) / length.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    rest = tuple(s * c - _by_sample(lam, c) * g for s, c, g in zip(support, correlation, signs, strict=True))
+    step, old = rest, squared_norm(rest)
+    ray, goal = residual, (16 * _EPS) ** 2 * squared_norm(correlation)
+    for _ in range(_REFINEMENTS):
+        going = old > goal
+        if not bool(going.any()):
+            break
+        image = form.operator.synthesize(step)
+        curvature = squared_norm(image)
+        move = torch.where(going & (curvature > 0), old / curvature, 0.0)
+        ray = tuple(r - _by_sample(move, a) * a for r, a in zip(ray, image, strict=True))
+        back = form.operator.analyze(image)
+        rest = tuple(g - _by_sample(move, b) * (s * b) for g, b, s in zip(rest, back, support, strict=True))
+        new = squared_norm(rest)
+        turn = torch.where(going & (old > 0), new / old, 0.0)
+        step = tuple(g + _by_sample(turn, d) * d for g, d in zip(rest, step, strict=True))
+        old = new
+    return ray
+
+
+def _by_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def with_lam(form: StandardForm, lam: Tensor) -> StandardForm:
+    """Return the form with its weights times one number per sample."""
+    return replace(form, weights=tuple(_by_sample(lam, w) * w for w in form.weights))

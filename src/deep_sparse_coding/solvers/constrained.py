@@ -1,0 +1,336 @@
+"""Basis pursuit by a search for the lam whose Lasso leaves a residual of norm ε, all samples at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deep_sparse_coding.problems import BasisPursuit, Blocks, Certificate, StandardForm
+from deep_sparse_coding.problems.base import inner, penalty, squared_norm
+from deep_sparse_coding.problems.constrained import assess_pursuit, with_lam
+from deep_sparse_coding.problems.dual import largest_ratio
+
+from .base import select_blocks
+from .solution import History, Status
+
+#: Solves a Lasso: form, start, relative gap, most steps -> codes, steps per sample.
+SolveLasso = Callable[[StandardForm, Blocks, float, int], tuple[Blocks, Tensor]]
+#: Told of every round: steps, samples still at work, their largest relative gap; True stops the search.
+Report = Callable[[int, int, float], bool]
+
+_ROUNDS = 60
+# A sample is given up when its best gap has not fallen by this share over so many rounds.
+_PATIENCE, _FALL = 8, 0.1
+# Codes aim below ε by this share, so that rounding of the norm does not make them infeasible.
+_MARGIN = 1e-13
+# A bracket narrower than this cannot help any more: what is missing is the accuracy of the inner Lasso.
+_NARROW = 1e-7
+_FINEST = 1e-14
+# Where no support seen so far reaches ε, lam falls by this factor; below `_LOWEST`·lam_max·ε/‖b‖ nothing will.
+_DROP, _LOWEST = 0.05, 1e-6
+_RANGE_STEPS, _RANGE_TOL = 300, 1e-12
+
+
+@dataclass(eq=False)
+class Search:
+    """What a search found for a flat batch of finite samples.
+
+    Attributes:
+        codes: The best feasible codes in the user's precision; NaN where there are none.
+        status: A `Status` per sample.
+        steps: Steps of the inner solver, summed over the rounds.
+        history: What every round saw.
+        stopped: Whether a callback ended it.
+    """
+
+    codes: Blocks
+    status: Tensor
+    steps: Tensor
+    history: History
+    stopped: bool = False
+
+
+@dataclass(eq=False)
+class _Points:
+    """Codes on one side of ε, one per sample: lam, codes, residual and its norm; `known` where there are any."""
+
+    known: Tensor
+    lam: Tensor
+    codes: Blocks
+    residual: Blocks
+    norm: Tensor
+
+    def put(self, rows: Tensor, lam: Tensor, codes: Blocks, residual: Blocks, norm: Tensor) -> None:
+        """Replace the samples `rows`."""
+        self.known[rows], self.lam[rows], self.norm[rows] = True, lam, norm
+        for mine, new in zip((*self.codes, *self.residual), (*codes, *residual), strict=True):
+            mine[rows] = new
+
+    def at(self, rows: Tensor) -> _Points:
+        """Return the samples `rows`."""
+        return _Points(
+            self.known[rows],
+            self.lam[rows],
+            select_blocks(self.codes, rows),
+            select_blocks(self.residual, rows),
+            self.norm[rows],
+        )
+
+
+def search_lam(
+    problem: BasisPursuit,
+    signal: Tensor,
+    start: Blocks | None,
+    tol: float,
+    max_steps: int,
+    solve_lasso: SolveLasso,
+    report: Report,
+) -> Search:
+    """Solve basis pursuit for samples that are finite.
+
+    With ρ(lam) the residual norm of the Lasso's solution, ``lam ε/ρ(lam)`` bounds the wanted lam from above where
+    ``ρ ≥ ε`` and from below where ``ρ ≤ ε``, and ρ² is linear in lam² as long as support and signs stay: each round
+    solves one Lasso, warm-started, at the secant between the nearest points on both sides. The codes returned are the
+    point of norm ε on the line between the two, which is feasible whatever the accuracy of the Lassos, and exact once
+    both have the same support and signs. All work is done in float64; codes are rounded once, and checked after that.
+
+    Args:
+        problem: What to solve.
+        signal: ``(*batch, ...)``.
+        start: Codes to start from, or None.
+        tol: The relative gap that is wanted.
+        max_steps: The most steps of the inner solver per sample, over all rounds.
+        solve_lasso: The inner solver.
+        report: Told of every round.
+
+    Source: G6 of docs/theory.md.
+    """
+    form = problem.form(signal)
+    return _Pursuit(form, problem.limits(signal), tol, max_steps, solve_lasso, report).run(start)
+
+
+class _Pursuit:
+    def __init__(
+        self, form: StandardForm, limits: Tensor, tol: float, max_steps: int, solve_lasso: SolveLasso, report: Report
+    ) -> None:
+        self.dtype = form.data[0].dtype
+        self.form, self.limits = form.cast(torch.float64), limits
+        self.tol, self.max_steps, self.solve_lasso, self.report = tol, max_steps, solve_lasso, report
+        batch, device = form.batch, limits.device
+        self.goal = limits * (1 - _MARGIN)
+        self.status = torch.full((batch,), int(Status.MAX_STEPS))
+        self.steps = torch.zeros(batch, dtype=torch.int64)
+        self.best = tuple(torch.full_like(block, math.nan) for block in form.zeros())
+        self.gap = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
+        self.value = torch.full_like(self.gap, math.nan)
+        self.stopped = False
+        self._checks: list[tuple[int, float, Tensor, Tensor]] = []
+        self._began = time.perf_counter()
+
+    def run(self, start: Blocks | None) -> Search:
+        form = self.form
+        everyone = torch.arange(form.batch, device=self.limits.device)
+        zeros = form.zeros()
+        norm = squared_norm(form.data).sqrt()
+        self._judge(everyone, zeros)
+        if start is not None:
+            self._judge(everyone, tuple(block.double() for block in start))
+        top = largest_ratio(form)
+        outside = (distance_to_range(form, self.limits) >= self.limits) & (norm > self.limits)
+        # With no correlation at all the zero code is the best fit (non-negative codes).
+        outside |= (top == 0) & (norm > self.limits)
+        self._end(outside.nonzero().flatten(), Status.INFEASIBLE)
+        self._end(((self.gap <= self.tol) & ~outside).nonzero().flatten(), Status.CONVERGED)
+        self._record(everyone)
+        active = ((self.gap > self.tol) & ~outside).nonzero().flatten()
+        ratio = (self.limits / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+        lowest = _LOWEST * ratio * top
+        lam = ratio * top
+        above = _Points(torch.ones_like(outside), top.clone(), form.zeros(), _copy(form.data), norm.clone())
+        nothing = _copy(form.data)
+        below = _Points(torch.zeros_like(outside), torch.zeros_like(top), zeros, nothing, torch.zeros_like(top))
+        warm = form.zeros() if start is None else tuple(block.double().clone() for block in start)
+        side = torch.zeros(form.batch, device=top.device)  # how often in a row the same side was hit, with its sign
+        accuracy = torch.ones_like(top)
+        kept: list[Tensor] = [self.gap.clone()]
+        for _ in range(_ROUNDS):
+            left = self.max_steps - int(self.steps[active.cpu()].max()) if len(active) else 0
+            if not len(active) or left <= 0 or self.stopped:
+                break
+            some, here = form.select(active), lam[active]
+            begin = select_blocks(warm, active)
+            codes, steps = self.solve_lasso(with_lam(some, here), begin, self._inner_tol(above, here, active, accuracy), left)
+            self.steps[active.cpu()] += steps.cpu()
+            residual = some.residual(codes)
+            rho = squared_norm(residual).sqrt()
+            for mine, new in zip(warm, codes, strict=True):
+                mine[active] = new
+            high = rho > self.goal[active]
+            for points, which in ((above, high), (below, ~high)):
+                put = which.nonzero().flatten()
+                points.put(active[put], here[put], *(select_blocks(b, put) for b in (codes, residual)), rho[put])
+            side[active] = torch.where(high, side[active].clamp_min(0) + 1, side[active].clamp_max(0) - 1)
+            both = active[below.known[active]]
+            if len(both):
+                self._judge(both, _blend(above.at(both), below.at(both), self.goal[both]))
+            lam[active], narrow = _next_lam(above.at(active), below.at(active), self.goal[active], side[active])
+            accuracy[active] = torch.where(narrow, 0.1 * accuracy[active], accuracy[active])
+            kept.append(self.gap.clone())
+            done = self.gap[active] <= self.tol
+            lost = ~below.known[active] & (lam[active] < lowest[active])
+            stale = torch.zeros_like(done)
+            if len(kept) > _PATIENCE:
+                old = kept[-1 - _PATIENCE][active]
+                stale = torch.isfinite(old) & (self.gap[active] > (1 - _FALL) * old) & below.known[active]
+            self._end(active[done], Status.CONVERGED)
+            self._end(active[lost & ~done], Status.INFEASIBLE)
+            self._end(active[stale & ~done], Status.STALLED)
+            self._record(active)
+            active = active[~(done | lost | stale)]
+        else:
+            self._end(active, Status.STALLED)
+        return Search(self.best, self.status, self.steps, self._history(), self.stopped)
+
+    def _end(self, rows: Tensor, status: Status) -> None:
+        self.status[rows.cpu()] = int(status)
+        if status == Status.INFEASIBLE:
+            for block in self.best:
+                block[rows] = math.nan
+
+    def _inner_tol(self, above: _Points, lam: Tensor, active: Tensor, accuracy: Tensor) -> float:
+        """Return the relative gap for the Lassos: a gap of g in theirs is one of g/lam in ours."""
+        share = 0.5 * self.goal[active].square() / (lam * penalty(self.form.select(active), above.at(active).codes))
+        share = torch.where(torch.isfinite(share), share, 0.0)
+        return max(_FINEST, float((0.1 * max(self.tol, _FINEST) * accuracy[active] / (1 + share)).min()))
+
+    def _judge(self, rows: Tensor, codes: Blocks) -> None:
+        """Assess codes as they would be returned, and keep those that are better than what there is."""
+        whole = len(rows) == self.form.batch
+        form, limits = (self.form, self.limits) if whole else (self.form.select(rows), self.limits[rows])
+        rounded = tuple(block.to(self.dtype) for block in codes)
+        if self.dtype != torch.float64:
+            rounded = _pull_inside(form, limits, codes, self.dtype)
+        certificate: Certificate = assess_pursuit(form, limits, rounded)
+        better = certificate.relative_gap < self.gap[rows]
+        keep = better.nonzero().flatten()
+        self.gap[rows[keep]] = certificate.relative_gap[keep]
+        self.value[rows[keep]] = certificate.objective[keep]
+        for best, block in zip(self.best, rounded, strict=True):
+            best[rows[keep]] = block[keep]
+
+    def _record(self, active: Tensor) -> None:
+        seconds = time.perf_counter() - self._began
+        step = int(self.steps.max()) if len(self.steps) else 0
+        self._checks.append((step, seconds, self.value.cpu().clone(), self.gap.cpu().clone()))
+        if len(self.gap):
+            worst = float(self.gap[active].max()) if len(active) else float(self.gap.max())
+            self.stopped = self.report(step, int((self.gap[active] > self.tol).sum()), worst)
+
+    def _history(self) -> History:
+        steps, seconds, values, gaps = zip(*self._checks, strict=True)
+        return History(steps, seconds, torch.stack(values), torch.stack(gaps))
+
+
+def _next_lam(above: _Points, below: _Points, goal: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next lam per sample, and where the bracket is too narrow for another one to matter."""
+    upper = above.lam * goal / above.norm  # G6: at or above the wanted lam
+    lower = torch.where(below.known, below.lam * (goal / below.norm.clamp_min(1e-300)).clamp_min(1.0), 0.0)
+    lower = torch.minimum(lower, above.lam)
+    # ρ² is linear in lam² on one support; without a point below, the line through lam = 0, ρ = 0 is the bound itself.
+    rise = above.norm.square() - below.norm.square()
+    share = torch.where(rise > 0, (goal.square() - below.norm.square()) / rise, 0.5).clamp(0, 1)
+    squared = below.lam.square() + share * (above.lam.square() - below.lam.square())
+    secant = squared.clamp_min(0).sqrt()
+    # The same side again: step over the estimate towards the other, by half of what was just left to it.
+    over = torch.where(side >= 2, 0.5 * (secant - above.lam), torch.where(side <= -2, 0.5 * (secant - below.lam), 0.0))
+    middle = (above.lam.clamp_min(0) * below.lam.clamp_min(0)).sqrt()
+    target = torch.where(side >= 2, torch.maximum(secant + over, middle), torch.minimum(secant + over, middle))
+    target = torch.where(side.abs() >= 2, target, secant)
+    target = torch.minimum(torch.maximum(target, lower), upper)
+    # From above only: a little under the bound, so that the other side is found; far under it where that does not help.
+    falling = torch.where(side <= 1, 0.9, torch.where(side <= 3, 0.5, _DROP)) * upper
+    narrow = below.known & (above.lam - below.lam <= _NARROW * above.lam)
+    target = torch.where(narrow, above.lam * (1 + _NARROW * torch.where(side > 0, -1.0, 1.0)), target)
+    return torch.where(below.known, target, falling), narrow
+
+
+def _blend(above: _Points, below: _Points, goal: Tensor) -> Blocks:
+    """Return the codes on the line between the two points whose residual has the norm `goal` (that is a quadratic)."""
+    turn = tuple(a - b for a, b in zip(above.residual, below.residual, strict=True))
+    a, b = squared_norm(turn), inner(below.residual, turn)
+    c = below.norm.square() - goal.square()  # at or below 0
+    root = (b.square() - a * c).clamp_min(0).sqrt()
+    # The positive root of a t² + 2 b t + c = 0 in the form that does not cancel.
+    t = torch.where(b > 0, -c / (b + root), (root - b) / a)
+    t = torch.where(torch.isfinite(t), t, 0.0).clamp(0, 1)
+    mixed = []
+    for u, v in zip(above.codes, below.codes, strict=True):
+        mixed.append(v + t.reshape(-1, *(1,) * (v.ndim - 1)) * (u - v))
+    return tuple(mixed)
+
+
+def _pull_inside(form: StandardForm, limits: Tensor, codes: Blocks, dtype: torch.dtype) -> Blocks:
+    """Return codes in a lower precision whose residual is still within the limits, where a small change does that.
+
+    A step ``x + t Aᵀr`` on the support shortens the residual; t is what undoes the rounding, with some room.
+    """
+    rounded = tuple(block.to(dtype) for block in codes)
+    for power in range(4):
+        now = tuple(block.double() for block in rounded)
+        residual = form.residual(now)
+        excess = squared_norm(residual).sqrt() - limits
+        if not bool((excess > 0).any()):
+            break
+        slope = tuple(
+            torch.where(x != 0, c, 0.0) for x, c in zip(codes, form.operator.analyze(residual), strict=True)
+        )
+        image = form.operator.synthesize(slope)
+        pull = inner(residual, image) / limits.clamp_min(torch.finfo(torch.float64).tiny)
+        t = torch.where((excess > 0) & (pull > 0), 2.0 * 2.0**power * excess / pull, 0.0)
+        moved = tuple(x + t.reshape(-1, *(1,) * (x.ndim - 1)) * s for x, s in zip(codes, slope, strict=True))
+        if form.nonnegative:
+            moved = tuple(x.clamp_min(0) for x in moved)
+        rounded = tuple(block.to(dtype) for block in moved)
+    return rounded
+
+
+def distance_to_range(form: StandardForm, limits: Tensor) -> Tensor:
+    """Return ``min_x ‖b - A x‖`` per sample: exact for a matrix, else by conjugate gradients (from above).
+
+    Iterations end for a sample as soon as its residual is within `limits`; signs are not asked for.
+    """
+    matrix = form.operator.matrix()
+    if matrix is not None:
+        usable = torch.isfinite(form.weights[0]).reshape(len(form.weights[0]), -1).all(0)
+        basis, sizes, _ = torch.linalg.svd(matrix[:, usable] if len(usable) == matrix.shape[1] else matrix, False)
+        largest = sizes.max() if len(sizes) else sizes.new_zeros(())
+        basis = basis[:, sizes > largest * max(matrix.shape) * torch.finfo(torch.float64).eps]
+        flat = form.data[0].flatten(1)
+        return torch.linalg.vector_norm(flat - (flat @ basis) @ basis.T, dim=1)
+    residual = form.data
+    back = form.operator.analyze(residual)
+    step, old = back, squared_norm(back)
+    first = old.clone()
+    for _ in range(_RANGE_STEPS):
+        going = (squared_norm(residual).sqrt() >= 0.5 * limits) & (old > _RANGE_TOL**2 * first)
+        if not bool(going.any()):
+            break
+        image = form.operator.synthesize(step)
+        curvature = squared_norm(image)
+        move = torch.where(going & (curvature > 0), old / curvature, 0.0)
+        residual = tuple(r - move.reshape(-1, *(1,) * (a.ndim - 1)) * a for r, a in zip(residual, image, strict=True))
+        back = form.operator.analyze(residual)
+        new = squared_norm(back)
+        turn = torch.where(going & (old > 0), new / old, 0.0)
+        step = tuple(b + turn.reshape(-1, *(1,) * (b.ndim - 1)) * s for b, s in zip(back, step, strict=True))
+        old = new
+    return squared_norm(residual).sqrt()
+
+
+def _copy(blocks: Blocks) -> Blocks:
+    return tuple(block.clone() for block in blocks)
