@@ -41,9 +41,11 @@ from .networks import CompiledCNN as CompiledCNN
 from .networks import Plan as Plan
 from .networks import codes_by_depth as codes_by_depth
 from .networks import to_cnn as to_cnn
+from .problems import BasisPursuit as BasisPursuit
 from .problems import Certificate as Certificate
 from .problems import JointLasso as JointLasso
 from .problems import Lasso as Lasso
+from .problems import LayeredBasisPursuit as LayeredBasisPursuit
 from .problems import LayeredLasso as LayeredLasso
 from .problems import Problem as Problem
 from .solvers import FISTA as FISTA

@@ -15,7 +15,6 @@ import deep_sparse_coding as dsc
 from deep_sparse_coding.guarantees import conditioning
 from deep_sparse_coding.guarantees.columns import Columns
 from deep_sparse_coding.guarantees.conditioning import factorize
-from deep_sparse_coding.guarantees.sphere import exact_form
 from references import explicit_matrix, joint_matrix
 from strategies import normal, randint, rng
 
@@ -80,7 +79,7 @@ def test_no_columns_are_independent() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_banded_factorization_agrees_with_the_full_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = dsc.ConvDictionary.random(atoms=3, channels=1, size=(3, 3), seed=seed, dtype=F64)
-    form = exact_form(dsc.Lasso(dictionary, 0.1), normal(1, 12, 12, generator=rng(seed)))
+    form = dsc.Lasso(dictionary, 0.1).exact_form(normal(1, 12, 12, generator=rng(seed)))
     index = torch.randperm(300, generator=rng(seed))[:40].sort().values.numpy()
     matrix = Columns.of(form).take(0, index)
     assert isinstance(matrix, sparse.csc_array)
@@ -120,7 +119,7 @@ def test_columns_of_convolutions(seed: int) -> None:
     shape = dictionary.signal_shape(size)
     signal = normal(2, *shape, generator=g)
     mask = torch.rand(2, *shape, generator=g, dtype=F64) if seed % 3 == 0 else None
-    columns = Columns.of(exact_form(dsc.Lasso(dictionary, 0.1, mask=mask), signal))
+    columns = Columns.of(dsc.Lasso(dictionary, 0.1, mask=mask).exact_form(signal))
     matrix = explicit_matrix(dictionary, size).numpy()
     index = torch.randperm(matrix.shape[1], generator=g)[:5].numpy()
     for sample in range(2):
@@ -143,7 +142,7 @@ def test_columns_of_joint_problems(seed: int) -> None:
     beta = (1.5, 0.3)
     matrix, _ = joint_matrix(cascade, (4,), beta)
     shape = cascade.synthesize(torch.zeros(2, 4, dtype=F64)).shape
-    form = exact_form(dsc.JointLasso(cascade, 0.1, beta=beta), normal(*shape, generator=g))
+    form = dsc.JointLasso(cascade, 0.1, beta=beta).exact_form(normal(*shape, generator=g))
     columns = Columns.of(form)
     index = torch.randperm(matrix.shape[1], generator=g)[:7].numpy()
     assert np.allclose(columns.take(0, index).toarray(), matrix.numpy()[:, index], atol=1e-15)

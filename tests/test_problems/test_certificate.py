@@ -93,3 +93,34 @@ def test_float32_codes_are_judged_in_float64() -> None:
     exact = assess(dsc.Lasso(dictionary.cast(torch.float64), 0.2), signal.double(), solution.codes.double())
     # lam = 0.2 itself is rounded to float32 in the first problem.
     assert torch.allclose(exact.objective, solution.certificate.objective, rtol=1e-6)
+
+
+def test_free_atoms_of_non_negative_codes_bind_only_where_they_are_used() -> None:
+    # At the optimum x = (0, 1.9): the free first atom points away from the residual and is not in use.
+    matrix = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 0.3]], dtype=torch.float64)
+    dictionary = dsc.DenseDictionary(matrix, normalize=True)
+    signal = torch.tensor([-1.0, 2.0, 0.1], dtype=torch.float64)
+    weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    problem = dsc.Lasso(dictionary, 0.1, weights=weights, nonnegative=True)
+    solution = dsc.solve(problem, signal, dsc.FISTA(), tol=1e-10)
+    assert float(solution.codes[0]) == 0.0
+    assert bool(solution.converged)
+
+
+def test_masks_per_sample_with_free_atoms_are_certified() -> None:
+    dictionary = dsc.DenseDictionary.random(8, 6, seed=3, dtype=torch.float64)
+    weights = torch.ones(6, dtype=torch.float64)
+    weights[:2] = 0.0
+    signal = normal(3, 8, generator=rng(0))
+    mask = torch.rand(3, 8, generator=rng(1), dtype=torch.float64) < 0.8
+    solution = dsc.solve(dsc.Lasso(dictionary, 0.1, weights=weights, mask=mask), signal, tol=1e-9)
+    assert solution.solver == "FISTA"
+    assert bool(solution.converged.all())
+
+
+def test_lam_is_not_rounded_to_the_precision_of_the_codes() -> None:
+    dictionary = dsc.DenseDictionary.random(16, 32, seed=0)
+    signal = torch.randn(2, 16, generator=rng(0))
+    codes = torch.randn(2, 32, generator=rng(1))
+    want = dsc.Lasso(dictionary.cast(torch.float64), 0.1).objective(codes.double(), signal.double())
+    assert torch.equal(dsc.Lasso(dictionary, 0.1).objective(codes, signal), want)

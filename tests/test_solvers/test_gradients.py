@@ -39,11 +39,11 @@ def blocks(codes: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def check(build: Callable[[], dsc.Problem], signal: Tensor, inputs: Sequence[Tensor], *, rel: float = 1e-5) -> None:
-    """Compare gradients of a linear loss with central differences along one random direction per input."""
+    """Compare gradients of a linear loss with a central difference along one random direction in all inputs."""
 
     def codes(differentiable: bool) -> tuple[Tensor, ...]:
         solution = dsc.solve(
-            build(), signal, tol=0.0, max_steps=100_000, on_failure="ignore", differentiable=differentiable
+            build(), signal, tol=1e-15, max_steps=20_000, on_failure="ignore", differentiable=differentiable
         )
         assert float(solution.certificate.relative_gap.max()) < 1e-11
         return blocks(solution.codes)
@@ -54,20 +54,22 @@ def check(build: Callable[[], dsc.Problem], signal: Tensor, inputs: Sequence[Ten
     loss = torch.stack([(c * x).sum() for c, x in zip(pull, found, strict=True)]).sum()
     gradients = torch.autograd.grad(loss, list(inputs))
     assert all(int((x != 0).sum()) > 1 for x in found)
-    for tensor, gradient in zip(inputs, gradients, strict=True):
-        assert gradient.shape == tensor.shape
-        direction = torch.randn(tensor.shape, generator=generator, **KIND)
-        values = []
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                tensor += sign * STEP * direction
-                moved = codes(False)
-                tensor -= sign * STEP * direction
-            # A change of the support would be a kink: the case must be away from those.
-            assert all(torch.equal(a != 0, b != 0) for a, b in zip(found, moved, strict=True))
-            values.append(sum(float((c * x).sum()) for c, x in zip(pull, moved, strict=True)))
-        want = (values[0] - values[1]) / (2 * STEP)
-        assert float((gradient * direction).sum()) == pytest.approx(want, rel=rel, abs=1e-7)
+    assert all(g.shape == x.shape and float(g.abs().max()) > 0 for g, x in zip(gradients, inputs, strict=True))
+    directions = [torch.randn(x.shape, generator=generator, **KIND) for x in inputs]
+    values = []
+    for step in (STEP, -STEP):
+        with torch.no_grad():
+            before = [x.clone() for x in inputs]
+            for x, direction in zip(inputs, directions, strict=True):
+                x += step * direction
+            moved = codes(False)
+            for x, old in zip(inputs, before, strict=True):
+                x.copy_(old)
+        # A change of the support would be a kink: the case must be away from those.
+        assert all(torch.equal(a != 0, b != 0) for a, b in zip(found, moved, strict=True))
+        values.append(sum(float((c * x).sum()) for c, x in zip(pull, moved, strict=True)))
+    got = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    assert got == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=rel, abs=1e-6)
 
 
 @given(seed=SEEDS)
@@ -178,7 +180,7 @@ def test_gradcheck_over_two_batch_axes() -> None:
         return dsc.solve(problem, signal, tol=0.0, on_failure="ignore", differentiable=True).codes  # type: ignore
 
     signal = normal(2, 3, 5, generator=rng(3)).requires_grad_()
-    lam = torch.rand(2, 3, generator=rng(4), **KIND).add(0.2).requires_grad_()
+    lam = torch.rand(2, 3, generator=rng(4), **KIND).mul(0.2).add(0.1).requires_grad_()
     assert codes(signal, lam).shape == (2, 3, 7)
     assert torch.autograd.gradcheck(codes, (signal, lam), atol=1e-6, rtol=1e-5)
 
@@ -308,13 +310,12 @@ def test_float32_and_nothing_to_differentiate() -> None:
     assert not solution.signal.requires_grad
     with torch.no_grad():
         assert not dsc.solve(dsc.Lasso(exact, 0.2), signal, differentiable=True).codes.requires_grad  # type: ignore
-    (first,) = torch.autograd.grad(solution.codes.sum(), exact.matrix, create_graph=True)  # type: ignore[union-attr]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    with pytest.raises(dsc.UnsupportedError, match=r"differentiated once; expected .* without create_graph"):
+        torch.autograd.grad(solution.codes.sum(), exact.matrix, create_graph=True)  # type: ignore[union-attr]
 
 
 def test_bad_lam_is_refused_also_with_gradients() -> None:
     for bad in (-1.0, math.nan):
-        with pytest.raises(dsc.ParameterError, match="lam is .*; expected a number at least 0"):
+        with pytest.raises(dsc.ParameterError, match=r"lam is .*; expected a number at least 0"):
             dsc.Lasso(dense(), torch.tensor(bad, **KIND, requires_grad=True))
     assert dsc.Lasso(dense(), torch.tensor(0.5)).lam == 0.5

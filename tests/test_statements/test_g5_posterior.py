@@ -18,7 +18,7 @@ from deep_sparse_coding.errors import DSCWarning
 from deep_sparse_coding.guarantees import Posterior, certify, posterior
 from deep_sparse_coding.guarantees.places import Places, locate
 from deep_sparse_coding.guarantees.polish import Flat, join
-from deep_sparse_coding.guarantees.sphere import Rounding, Sphere, exact_form, sphere
+from deep_sparse_coding.guarantees.sphere import Rounding, Sphere, sphere
 from deep_sparse_coding.problems import ConvexProblem, dual_point
 from references import explicit_matrix, joint_matrix
 from strategies import draw_dense, duplicate_matrix, nearly_parallel, normal, orthonormal, randint, rng
@@ -65,7 +65,7 @@ def draw(seed: int, *, dtype: torch.dtype = F64) -> Instance:
     held = dictionary.matrix.detach().double().numpy()
     if mask is not None:
         held = mask.numpy()[:, None] * held
-    w = problem.form(signal[None]).weights[0][0].double().expand(atoms).numpy()
+    w = problem.exact_form(signal[None]).weights[0][0].expand(atoms).numpy()
     exact = exact_lasso(held, observed.double().numpy(), w, nonnegative)
     best = torch.from_numpy(exact.codes)
     rows = []
@@ -79,7 +79,7 @@ def draw(seed: int, *, dtype: torch.dtype = F64) -> Instance:
 
 def stages(problem: ConvexProblem, signal: Tensor, codes: Tensor) -> tuple[Sphere, Places, Tensor]:
     """Return the sphere and the places without the polish, which would hide them, and the certain zeros."""
-    form = exact_form(problem, problem.check_signal(signal))
+    form = problem.exact_form(problem.check_signal(signal))
     blocks = tuple(block.double() for block in problem.pack(codes, signal))
     rounding = Rounding.of(form)
     found = sphere(form, blocks, rounding)
@@ -151,7 +151,7 @@ def test_spheres_near_the_solution_need_their_rounding_terms() -> None:
         scales = 10.0 ** torch.linspace(-17, -9, 50, dtype=F64)[:, None]
         codes = best + scales * normal(50, len(best), generator=g) * (best != 0)
         problem = dsc.Lasso(dictionary, lam)
-        form = exact_form(problem, signal.expand(50, -1))
+        form = problem.exact_form(signal.expand(50, -1))
         rounding = Rounding.of(form)
         found = sphere(form, (codes,), rounding)
         assert bool(((found.center[0] - theta).norm(dim=1) <= found.radius).all())

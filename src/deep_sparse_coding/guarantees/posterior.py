@@ -14,7 +14,7 @@ from deep_sparse_coding.problems import Codes, ConvexProblem, LayeredLasso, Prob
 
 from .places import Places, locate
 from .polish import Candidate, Flat, Polished, join, polish, refine
-from .sphere import EPS, Rounding, Sphere, exact_form, sphere
+from .sphere import EPS, Rounding, Sphere, sphere
 
 SOURCE = "G5 of docs/theory.md; gap-safe spheres: Ndiaye, Fercoq, Gramfort & Salmon 2017"
 # How often a guessed support is corrected before the proof is given up; each time costs one factorization.
@@ -146,7 +146,7 @@ def _relative_to(layer: int) -> str:
 
 def _convex(problem: ConvexProblem, signal: Tensor, codes: Codes, note: str) -> Posterior:
     batch = problem.batch_shape(signal)
-    form = exact_form(problem, signal)
+    form = problem.exact_form(signal)
     blocks = tuple(block.double() for block in problem.pack(codes, signal))
     rounding = Rounding.of(form)
     found = sphere(form, blocks, rounding)

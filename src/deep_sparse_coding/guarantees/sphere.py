@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.problems import Blocks, ConvexProblem, StandardForm
+from deep_sparse_coding.problems import Blocks, StandardForm
 from deep_sparse_coding.problems.base import flat_sum, inner, penalty, squared_norm
 from deep_sparse_coding.problems.operators import Operator
 
@@ -72,21 +72,6 @@ class Sphere:
     distance: Tensor
     zeros: Blocks
     signed: Blocks
-
-
-def exact_form(problem: ConvexProblem, signal: Tensor) -> StandardForm:
-    """Return the standard form in float64 of the problem as its tensors hold it.
-
-    The data is formed in float64 too: ``√β y`` rounded to float32 would be another problem.
-    """
-    form = problem.form(signal.detach().double())
-    return StandardForm(
-        form.operator.cast(torch.float64),
-        tuple(block.double() for block in form.data),
-        tuple(block.double() for block in form.weights),
-        form.nonnegative,
-        form.code_shapes,
-    )
 
 
 def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:

@@ -47,9 +47,7 @@ class StandardForm:
         return tuple(b - a for b, a in zip(self.data, self.operator.synthesize(codes), strict=True))
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Return the form in another precision; itself if it has that already."""
-        if self.data[0].dtype == dtype:
-            return self
+        """Return the form in another precision."""
         return type(self)(
             self.operator.cast(dtype),
             tuple(b.to(dtype) for b in self.data),
@@ -109,10 +107,17 @@ class ConvexProblem(Problem, ABC):
             differentiable: Whether data and weights keep their graph to the signal, lam and weights.
         """
 
+    def exact_form(self, signal: Tensor) -> StandardForm:
+        """Return the standard form in float64 of the problem as its settings and tensors hold it.
+
+        Formed in float64 from the start: a lam or a ``√β y`` that was rounded to float32 would be another problem.
+        """
+        return self.form(signal.detach().double()).cast(torch.float64)
+
     def objective(self, codes: Codes, signal: Tensor) -> Tensor:
         """Return ``½‖b - A x‖² + Σ w_i|x_i|`` per sample, in float64; inf where a constraint is violated."""
         signal = self.check_signal(signal)
-        form = self.form(signal).cast(torch.float64)
+        form = self.exact_form(signal)
         blocks = tuple(block.double() for block in self.pack(codes, signal))
         return form_objective(form, blocks, form.residual(blocks)).reshape(self.batch_shape(signal))
 

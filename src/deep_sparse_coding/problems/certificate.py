@@ -89,7 +89,7 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
     blocks = problem.pack(codes, signal)
     with torch.no_grad():
         if isinstance(problem, ConvexProblem):
-            return _reshape(assess_form(problem.form(signal), blocks), batch)
+            return _reshape(assess_form(problem.exact_form(signal), blocks), batch)
         if isinstance(problem, LayeredLasso):
             return combine([assess(stage, z, x) for stage, x, z in problem.by_layer(codes, signal)])
         if isinstance(problem, CertifiedProblem):

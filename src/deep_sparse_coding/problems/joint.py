@@ -76,7 +76,7 @@ class JointLasso(ConvexProblem):
         first = math.sqrt(beta[0]) * (first if mask is None else mask * first)
         rest = tuple(first.new_zeros(len(first), *shape) for shape in shapes[:-1])
         weights = tuple(
-            flatten_weights(f"lam[{j}]", lam[j], multipliers[j], layer, batch, shapes[j])  # type: ignore[arg-type]
+            flatten_weights(f"lam[{j}]", lam[j], multipliers[j], layer, batch, shapes[j], signal.dtype)  # type: ignore[arg-type]
             for j, layer in enumerate(layers)
         )
         if any(bool((w == 0).any()) for w in weights):

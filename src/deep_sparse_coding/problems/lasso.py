@@ -69,7 +69,7 @@ class Lasso(ConvexProblem):
         batch, shape = self.batch_shape(signal), self.code_shape(signal)
         event = signal.shape[len(batch) :]
         mask = flatten_mask(self.mask, signal, self.dictionary.event_axes)
-        weights = flatten_weights("lam", self.lam, self.weights, self.dictionary, batch, shape)
+        weights = flatten_weights("lam", self.lam, self.weights, self.dictionary, batch, shape, signal.dtype)
         require_penalized(weights, self.dictionary)
         if not differentiable:
             signal, weights = signal.detach(), weights.detach()

@@ -96,6 +96,7 @@ def flatten_weights(
     dictionary: Dictionary,
     batch_shape: tuple[int, ...],
     code_shape: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return ``lam · weights`` as ``(1 or batch, ...)``, to broadcast against codes ``(batch, *code_shape)``.
 
@@ -105,7 +106,7 @@ def flatten_weights(
         ParameterError: Both readings fit.
         ShapeError: Neither does.
     """
-    kind = {"dtype": dictionary.dtype, "device": dictionary.device}
+    kind = {"dtype": dtype, "device": dictionary.device}
     ones = (1,) * (len(code_shape) - 1)
     scale = torch.ones((1,) * (1 + len(code_shape)), **kind)
     if weights is not None:

@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 Spread = Callable[[Callable[[int, int], None]], None]
 
 _SLACK = {4: 1e-6, 8: 1e-13}  # relative excess of |g_i| over w_i that counts as rounding, by bytes of a number
-_FALL = 0.6  # entries above this share of the largest |g_i|/w_i enter the working set
+_NOISE = {4: 1e-7, 8: 1e-14}  # relative fall of the objective that may be rounding
+_FALL = 0.5  # entries above this share of the largest |g_i|/w_i enter the working set
 _EARLY_SWEEPS = 3  # sweeps of a round that only collects entries
 _LAST_SWEEPS = 8
 _STRIP = 16  # least rows of a strip
@@ -189,6 +190,7 @@ class _Work:
         self.strip = max(_STRIP, reach)
         self.count = max(rows // self.strip, 1)
         self.count -= self.count % 2 if ring and self.count > 1 else 0
+        self.depth = DMIN
         self.starts = np.zeros(rows + 1, np.int64)
         self.collect(math.inf, _alone)
 
@@ -258,7 +260,7 @@ class _Work:
         self.r[:] = self.data
         self.subtract(self.r, self.values, spread)
 
-    def newton(self, steps: int, spread: Spread) -> int:
+    def newton(self, spread: Spread) -> None:
         """Solve the normal equations of the support by conjugate gradients, and go there as far as it pays.
 
         Entries whose sign would change stop at zero; the step is halved until the objective falls.
@@ -273,7 +275,7 @@ class _Work:
         search[:] = right / norms
         shadow, change = np.zeros_like(self.r), np.zeros_like(self.r)
         first, taken = energy, 0
-        for taken in range(1, steps + 1):
+        for taken in range(1, self.depth + 1):
             shadow[:] = 0
             self.subtract(shadow, search, spread)  # -D p
             self.correlate(shadow, product, spread)  # -DᵀD p
@@ -296,8 +298,8 @@ class _Work:
                 self.r = r
                 break
             length *= 0.5
+        self.depth = min(2 * self.depth, DMAX) if length == 1 else max(self.depth // 2, DMIN) if length < 0.5 else self.depth
         if TRACE: print('   cg',taken,'energy',energy/first,'length',length,'clipped',(excess!=0).sum(), before-after)
-        return taken
 
     def keep_support(self) -> None:
         """Take the entries at zero off the list."""
@@ -339,13 +341,15 @@ class _Work:
     def run(self, tol: float, rounds: int, spread: Spread) -> tuple[int, float]:
         """Return the rounds taken and the last relative gap."""
         slack = _SLACK[self.x.itemsize]
-        best, idle, done = math.inf, 0, 0
+        best, lowest, idle, done = math.inf, math.inf, 0, 0
         self.residual(spread)
         while True:
             worst = self.gradient(spread)
             gap = self.relative_gap(worst)
-            idle = idle + 1 if gap > 0.95 * best and worst < 1.5 else 0
-            best = min(best, gap)
+            objective = _objective(self.grid, self.r, self.values, self.weights)
+            idle = idle + 1 if gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.x.itemsize]) else 0
+            best, lowest = min(best, gap), min(lowest, objective)
+            if LOG is not None: LOG.append((time.process_time()-T0, gap, _objective(self.grid,self.r,self.values,self.weights)))
             if TRACE: print(done, worst, gap, len(self.values), (self.values!=0).sum(), time.perf_counter()-T0)
             if gap <= tol or done >= rounds or idle > _IDLE:
                 return done, gap
@@ -355,13 +359,15 @@ class _Work:
             self.sweep(_LAST_SWEEPS if last else _EARLY_SWEEPS, done % 2 == 1, spread)
             _scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
             if last:
-                if CG: self.newton(CG, spread)
+                self.newton(spread)
                 _scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
             if last:
                 self.residual(spread)
             done += 1
 TRACE=False
 CG=20
+DMIN,DMAX=8,64
+LOG=None
 import time
 T0=0
 

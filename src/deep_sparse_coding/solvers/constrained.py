@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.problems import BasisPursuit, Blocks, Certificate, StandardForm
+from deep_sparse_coding.problems import BasisPursuit, Blocks, Certificate, StandardForm, assess
 from deep_sparse_coding.problems.base import inner, penalty, squared_norm
 from deep_sparse_coding.problems.constrained import assess_pursuit, with_lam
 from deep_sparse_coding.problems.dual import largest_ratio
 
 from .base import select_blocks
-from .solution import History, Status
+from .solution import History, Solution, Status
 
 #: Solves a Lasso: form, start, relative gap, most steps -> codes, steps per sample.
 SolveLasso = Callable[[StandardForm, Blocks, float, int], tuple[Blocks, Tensor]]
@@ -26,33 +26,16 @@ Report = Callable[[int, int, float], bool]
 _ROUNDS = 60
 # A sample is given up when its best gap has not fallen by this share over so many rounds.
 _PATIENCE, _FALL = 8, 0.1
-# Codes aim below ε by this share, so that rounding of the norm does not make them infeasible.
-_MARGIN = 1e-13
+# Codes aim below ε by this share of ‖b‖, so that rounding of the residual does not make them infeasible.
+_MARGIN = 32 * torch.finfo(torch.float64).eps
 # A bracket narrower than this cannot help any more: what is missing is the accuracy of the inner Lasso.
 _NARROW = 1e-7
 _FINEST = 1e-14
+# The Lassos resolve ρ to about √(this).
+_RESOLVED = 1e-3
 # Where no support seen so far reaches ε, lam falls by this factor; below `_LOWEST`·lam_max·ε/‖b‖ nothing will.
 _DROP, _LOWEST = 0.05, 1e-6
 _RANGE_STEPS, _RANGE_TOL = 300, 1e-12
-
-
-@dataclass(eq=False)
-class Search:
-    """What a search found for a flat batch of finite samples.
-
-    Attributes:
-        codes: The best feasible codes in the user's precision; NaN where there are none.
-        status: A `Status` per sample.
-        steps: Steps of the inner solver, summed over the rounds.
-        history: What every round saw.
-        stopped: Whether a callback ended it.
-    """
-
-    codes: Blocks
-    status: Tensor
-    steps: Tensor
-    history: History
-    stopped: bool = False
 
 
 @dataclass(eq=False)
@@ -82,16 +65,18 @@ class _Points:
         )
 
 
-def search_lam(
+def solve_pursuit(
     problem: BasisPursuit,
     signal: Tensor,
     start: Blocks | None,
+    *,
     tol: float,
     max_steps: int,
     solve_lasso: SolveLasso,
     report: Report,
-) -> Search:
-    """Solve basis pursuit for samples that are finite.
+    name: str,
+) -> Solution:
+    """Solve basis pursuit.
 
     With ρ(lam) the residual norm of the Lasso's solution, ``lam ε/ρ(lam)`` bounds the wanted lam from above where
     ``ρ ≥ ε`` and from below where ``ρ ≤ ε``, and ρ² is linear in lam² as long as support and signs stay: each round
@@ -101,20 +86,47 @@ def search_lam(
 
     Args:
         problem: What to solve.
-        signal: ``(*batch, ...)``.
+        signal: ``(*batch, ...)``, checked.
         start: Codes to start from, or None.
         tol: The relative gap that is wanted.
         max_steps: The most steps of the inner solver per sample, over all rounds.
         solve_lasso: The inner solver.
         report: Told of every round.
+        name: What the solution calls the solver.
 
     Source: G6 of docs/theory.md.
     """
-    form = problem.form(signal)
-    return _Pursuit(form, problem.limits(signal), tol, max_steps, solve_lasso, report).run(start)
+    shape = problem.batch_shape(signal)
+    form, limits = problem.form(signal), problem.limits(signal)
+    bad = ~torch.isfinite(form.data[0]).flatten(1).all(1)
+    if bool(bad.any()):
+        # A sample of zeros is solved by zeros at once, and disturbs nothing.
+        data = form.data[0].clone()
+        data[bad] = 0.0
+        form, limits = replace(form, data=(data,)), torch.where(bad, 0.0, limits)
+    search = _Search(form, limits, tol, max_steps, solve_lasso, report)
+    search.run(start)
+    codes, status = search.best, search.status
+    status[bad.cpu()] = int(Status.NONFINITE_INPUT)
+    for block in codes:
+        block[bad] = math.nan
+    answer = problem.unpack(codes, shape)
+    certificate = assess(problem, signal, answer)
+    settled = []
+    for code, gap in zip(status.tolist(), certificate.relative_gap.flatten().tolist(), strict=True):
+        if code not in (Status.NONFINITE_INPUT, Status.INFEASIBLE) and gap <= tol:
+            settled.append(Status.CONVERGED)
+        else:
+            settled.append(Status.STALLED if code == Status.CONVERGED else Status(code))
+    return Solution(
+        answer, tuple(settled), search.steps.reshape(shape), certificate, (search.history(),), name, tol, problem,
+        signal.detach(), search.stopped,
+    )  # fmt: skip
 
 
-class _Pursuit:
+class _Search:
+    """The search over a flat batch of finite samples; `best` are codes in the user's precision, NaN where none."""
+
     def __init__(
         self, form: StandardForm, limits: Tensor, tol: float, max_steps: int, solve_lasso: SolveLasso, report: Report
     ) -> None:
@@ -122,17 +134,18 @@ class _Pursuit:
         self.form, self.limits = form.cast(torch.float64), limits
         self.tol, self.max_steps, self.solve_lasso, self.report = tol, max_steps, solve_lasso, report
         batch, device = form.batch, limits.device
-        self.goal = limits * (1 - _MARGIN)
+        self.goal = limits - _MARGIN * torch.maximum(squared_norm(self.form.data).sqrt(), limits)
         self.status = torch.full((batch,), int(Status.MAX_STEPS))
         self.steps = torch.zeros(batch, dtype=torch.int64)
-        self.best = tuple(torch.full_like(block, math.nan) for block in form.zeros())
+        self.best = tuple(torch.full_like(block, math.nan) for block in form.zeros())  # in the user's precision
         self.gap = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
         self.value = torch.full_like(self.gap, math.nan)
         self.stopped = False
         self._checks: list[tuple[int, float, Tensor, Tensor]] = []
         self._began = time.perf_counter()
 
-    def run(self, start: Blocks | None) -> Search:
+    def run(self, start: Blocks | None) -> None:
+        """Search until every sample has ended."""
         form = self.form
         everyone = torch.arange(form.batch, device=self.limits.device)
         zeros = form.zeros()
@@ -164,7 +177,8 @@ class _Pursuit:
                 break
             some, here = form.select(active), lam[active]
             begin = select_blocks(warm, active)
-            codes, steps = self.solve_lasso(with_lam(some, here), begin, self._inner_tol(above, here, active, accuracy), left)
+            wanted = self._inner_tol(some, here, begin, active, accuracy)
+            codes, steps = self.solve_lasso(with_lam(some, here), begin, wanted, left)
             self.steps[active.cpu()] += steps.cpu()
             residual = some.residual(codes)
             rho = squared_norm(residual).sqrt()
@@ -179,7 +193,8 @@ class _Pursuit:
             if len(both):
                 self._judge(both, _blend(above.at(both), below.at(both), self.goal[both]))
             lam[active], narrow = _next_lam(above.at(active), below.at(active), self.goal[active], side[active])
-            accuracy[active] = torch.where(narrow, 0.1 * accuracy[active], accuracy[active])
+            finer = narrow | (~below.known[active] & (side[active] > 1))
+            accuracy[active] = torch.where(finer, 0.1 * accuracy[active], accuracy[active])
             kept.append(self.gap.clone())
             done = self.gap[active] <= self.tol
             lost = ~below.known[active] & (lam[active] < lowest[active])
@@ -194,7 +209,6 @@ class _Pursuit:
             active = active[~(done | lost | stale)]
         else:
             self._end(active, Status.STALLED)
-        return Search(self.best, self.status, self.steps, self._history(), self.stopped)
 
     def _end(self, rows: Tensor, status: Status) -> None:
         self.status[rows.cpu()] = int(status)
@@ -202,19 +216,20 @@ class _Pursuit:
             for block in self.best:
                 block[rows] = math.nan
 
-    def _inner_tol(self, above: _Points, lam: Tensor, active: Tensor, accuracy: Tensor) -> float:
-        """Return the relative gap for the Lassos: a gap of g in theirs is one of g/lam in ours."""
-        share = 0.5 * self.goal[active].square() / (lam * penalty(self.form.select(active), above.at(active).codes))
-        share = torch.where(torch.isfinite(share), share, 0.0)
-        return max(_FINEST, float((0.1 * max(self.tol, _FINEST) * accuracy[active] / (1 + share)).min()))
+    def _inner_tol(
+        self, form: StandardForm, lam: Tensor, codes: Blocks, active: Tensor, accuracy: Tensor
+    ) -> float:
+        """Return the relative gap g for the Lassos: it is g·P/lam in ours, and moves ρ by at most √(2gP)."""
+        share = 0.5 * self.goal[active].square() / (lam * penalty(form, codes))
+        share = torch.where(torch.isfinite(share), share, 1.0)
+        gaps = torch.minimum(torch.full_like(share, 0.1 * self.tol), _RESOLVED * share) / (1 + share)
+        return max(_FINEST, float((accuracy[active] * gaps).min()))
 
     def _judge(self, rows: Tensor, codes: Blocks) -> None:
         """Assess codes as they would be returned, and keep those that are better than what there is."""
         whole = len(rows) == self.form.batch
         form, limits = (self.form, self.limits) if whole else (self.form.select(rows), self.limits[rows])
-        rounded = tuple(block.to(self.dtype) for block in codes)
-        if self.dtype != torch.float64:
-            rounded = _pull_inside(form, limits, codes, self.dtype)
+        rounded = _pull_inside(form, limits, codes, self.dtype)
         certificate: Certificate = assess_pursuit(form, limits, rounded)
         better = certificate.relative_gap < self.gap[rows]
         keep = better.nonzero().flatten()
@@ -231,7 +246,8 @@ class _Pursuit:
             worst = float(self.gap[active].max()) if len(active) else float(self.gap.max())
             self.stopped = self.report(step, int((self.gap[active] > self.tol).sum()), worst)
 
-    def _history(self) -> History:
+    def history(self) -> History:
+        """Return what every round saw."""
         steps, seconds, values, gaps = zip(*self._checks, strict=True)
         return History(steps, seconds, torch.stack(values), torch.stack(gaps))
 
@@ -241,22 +257,18 @@ def _next_lam(above: _Points, below: _Points, goal: Tensor, side: Tensor) -> tup
     upper = above.lam * goal / above.norm  # G6: at or above the wanted lam
     lower = torch.where(below.known, below.lam * (goal / below.norm.clamp_min(1e-300)).clamp_min(1.0), 0.0)
     lower = torch.minimum(lower, above.lam)
-    # ρ² is linear in lam² on one support; without a point below, the line through lam = 0, ρ = 0 is the bound itself.
-    rise = above.norm.square() - below.norm.square()
-    share = torch.where(rise > 0, (goal.square() - below.norm.square()) / rise, 0.5).clamp(0, 1)
-    squared = below.lam.square() + share * (above.lam.square() - below.lam.square())
-    secant = squared.clamp_min(0).sqrt()
-    # The same side again: step over the estimate towards the other, by half of what was just left to it.
-    over = torch.where(side >= 2, 0.5 * (secant - above.lam), torch.where(side <= -2, 0.5 * (secant - below.lam), 0.0))
-    middle = (above.lam.clamp_min(0) * below.lam.clamp_min(0)).sqrt()
-    target = torch.where(side >= 2, torch.maximum(secant + over, middle), torch.minimum(secant + over, middle))
-    target = torch.where(side.abs() >= 2, target, secant)
-    target = torch.minimum(torch.maximum(target, lower), upper)
-    # From above only: a little under the bound, so that the other side is found; far under it where that does not help.
-    falling = torch.where(side <= 1, 0.9, torch.where(side <= 3, 0.5, _DROP)) * upper
+    # ρ² is linear in lam² on one support; the end that stays twice counts half (Illinois), so that both ends move.
+    high, low = above.norm.square() - goal.square(), goal.square() - below.norm.square()
+    low = low * 0.5 ** (side - 1).clamp_min(0)
+    high = high * 0.5 ** (-side - 1).clamp_min(0)
+    share = torch.where(high + low > 0, low / (high + low), 0.5)
+    secant = (below.lam.square() + share * (above.lam.square() - below.lam.square())).clamp_min(0).sqrt()
+    target = torch.minimum(torch.maximum(secant, lower), upper)
     narrow = below.known & (above.lam - below.lam <= _NARROW * above.lam)
-    target = torch.where(narrow, above.lam * (1 + _NARROW * torch.where(side > 0, -1.0, 1.0)), target)
-    return torch.where(below.known, target, falling), narrow
+    target = torch.where(narrow, above.lam * (1 - _NARROW * torch.sign(side)), target)
+    # From above only: a little under the bound, so that the other side is found; far under it where that does not help.
+    factor = torch.where(side <= 1, 0.9, torch.where(side <= 2, 0.8, torch.where(side <= 3, 0.5, _DROP)))
+    return torch.where(below.known, target, factor * upper), narrow
 
 
 def _blend(above: _Points, below: _Points, goal: Tensor) -> Blocks:
@@ -306,8 +318,8 @@ def distance_to_range(form: StandardForm, limits: Tensor) -> Tensor:
     """
     matrix = form.operator.matrix()
     if matrix is not None:
-        usable = torch.isfinite(form.weights[0]).reshape(len(form.weights[0]), -1).all(0)
-        basis, sizes, _ = torch.linalg.svd(matrix[:, usable] if len(usable) == matrix.shape[1] else matrix, False)
+        usable = torch.isfinite(form.weights[0][0]).expand(matrix.shape[1])
+        basis, sizes, _ = torch.linalg.svd(matrix[:, usable], full_matrices=False)
         largest = sizes.max() if len(sizes) else sizes.new_zeros(())
         basis = basis[:, sizes > largest * max(matrix.shape) * torch.finfo(torch.float64).eps]
         flat = form.data[0].flatten(1)

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deep_sparse_coding.errors import DSCWarning, UnsupportedError
 from deep_sparse_coding.problems import Blocks, Codes, ConvexProblem, LayeredLasso, Problem
@@ -95,9 +94,17 @@ class _Implicit(torch.autograd.Function):
         return tuple(block.clone() for block in system.codes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return what reaches the slope."""
+        """Return what reaches the slope.
+
+        Raises:
+            UnsupportedError: A graph of the gradients is asked for; the slope alone would make a wrong one.
+        """
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "codes of differentiable=True are differentiated once; expected a backward pass without "
+                "create_graph=True: take gradients of gradients by finite differences"
+            )
         return (None, *ctx.system.solve(upstream))
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from deep_sparse_coding.checks import require_integer, require_number
 from deep_sparse_coding.errors import DSCWarning, NotConvergedError, ParameterError, UnsupportedError
 from deep_sparse_coding.problems import (
+    BasisPursuit,
     Blocks,
     Certificate,
     Codes,
     ConvexProblem,
+    LayeredBasisPursuit,
     LayeredLasso,
     Problem,
     StandardForm,
@@ -28,6 +30,7 @@ from deep_sparse_coding.problems import (
 
 from .base import Solver, State, select_blocks
 from .choice import choose_solver
+from .constrained import solve_pursuit
 from .gradients import attach_gradients
 from .solution import History, Solution, Status
 
@@ -100,26 +103,37 @@ def solve(
         ShapeError, DtypeError, DeviceError: A signal or a start that does not fit.
         UnsupportedError: The solver does not take this problem.
     """
+    if on_failure not in ("warn", "raise", "ignore"):
+        raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn', 'raise' or 'ignore'")
+    solution = solve_quietly(problem, signal, solver, tol=tol, max_steps=max_steps, start=start, callback=callback)
+    solution = _report(solution, on_failure)
+    return replace(solution, codes=attach_gradients(problem, signal, solution.codes)) if differentiable else solution
+
+
+def solve_quietly(
+    problem: Problem,
+    signal: Tensor,
+    solver: Solver[Any] | None,
+    *,
+    tol: float,
+    max_steps: int,
+    start: Codes | None = None,
+    callback: Callback | None = None,
+) -> Solution:
+    """Return what `solve` returns, after the same checks, without a word about samples that failed or are zero."""
     if not isinstance(problem, Problem):
-        raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, LayeredLasso or JointLasso")
+        raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.BasisPursuit or the like")
     if solver is not None and not isinstance(solver, Solver):
         raise ParameterError(f"solver is {solver!r}; expected a solver such as dsc.FISTA(), or None to have one chosen")
     tol = require_number("tol", tol, minimum=0.0)
     max_steps = require_integer("max_steps", max_steps, minimum=0)
-    if on_failure not in ("warn", "raise", "ignore"):
-        raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn', 'raise' or 'ignore'")
     signal = problem.check_signal(signal)
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
         settings = _Settings(solver, tol, max_steps, callback)
-        if isinstance(problem, LayeredLasso):
-            solution = _solve_layers(problem, signal, settings, blocks)
-        elif isinstance(problem, ConvexProblem):
-            solution = _solve_convex(problem, signal, settings, blocks)
-        else:
-            raise UnsupportedError(f"solve does not take a {type(problem).__name__}")
-    solution = _report(solution, on_failure)
-    return replace(solution, codes=attach_gradients(problem, signal, solution.codes)) if differentiable else solution
+        if isinstance(problem, LayeredLasso | LayeredBasisPursuit):
+            return _solve_layers(problem, signal, settings, blocks)
+        return _solve_single(problem, signal, settings, blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +154,42 @@ def _check_start(problem: Problem, signal: Tensor, start: Codes) -> Blocks:
             "torch.nan_to_num"
         )
     return blocks
+
+
+def _solve_single(problem: Problem, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+    if isinstance(problem, ConvexProblem):
+        return _solve_convex(problem, signal, settings, start)
+    if isinstance(problem, BasisPursuit):
+        return _solve_pursuit(problem, signal, settings, start)
+    raise UnsupportedError(f"solve does not take a {type(problem).__name__}")
+
+
+def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+    form = problem.form(signal).cast(torch.float64)
+    solver = settings.solver or choose_solver(form)
+    reason = solver.refuse(form)
+    if reason:
+        raise UnsupportedError(reason)
+
+    def lasso(here: StandardForm, begin: Blocks, tol: float, limit: int) -> tuple[Blocks, Tensor]:
+        run = _Run(here, solver, _Settings(solver, tol, limit, None))
+        run.iterate(begin)
+        return run.codes, run.steps_taken
+
+    def report(step: int, active: int, gap: float) -> bool:
+        seen = Progress(step, settings.max_steps, active, form.batch, gap, settings.layer)
+        return settings.callback is not None and settings.callback(seen) is True
+
+    return solve_pursuit(
+        problem,
+        signal,
+        start,
+        tol=settings.tol,
+        max_steps=settings.max_steps,
+        solve_lasso=lasso,
+        report=report,
+        name=f"{solver.name} in a search for lam",
+    )
 
 
 def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
@@ -199,17 +249,19 @@ def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Statu
     return tuple(settled)
 
 
-def _solve_layers(problem: LayeredLasso, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+def _solve_layers(
+    problem: LayeredLasso | LayeredBasisPursuit, signal: Tensor, settings: _Settings, start: Blocks | None
+) -> Solution:
     current, solutions = signal, []
     stopped = False
     for j, stage in enumerate(problem.stages):
         # After a stop the layers above are left at their start: what was not worked on is not made up.
         limit = 0 if stopped else settings.max_steps
         here = _Settings(settings.solver, settings.tol, limit, settings.callback, layer=j + 1)
-        solution = _solve_convex(stage, current, here, None if start is None else (start[j],))
+        solution = _solve_single(stage, current, here, None if start is None else (start[j],))
         solutions.append(solution)
         stopped = stopped or solution.stopped
-        current = cast(Tensor, solution.codes)  # a Lasso's codes are one tensor
+        current = cast(Tensor, solution.codes)  # the codes of one layer are one tensor
     codes = tuple(solution.codes for solution in solutions)
     return Solution(
         codes,
@@ -377,11 +429,19 @@ def _report(solution: Solution, on_failure: str) -> Solution:
         nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
         empty = int((zero & nonzero_signal & solution.converged.to(zero.device)).sum())
         if empty:
-            largest = float(solution.problem.lam_max(solution.signal).detach().max())
-            warnings.warn(
-                f"lam is at or above lam_max for {empty} of {len(solution.status)} samples, whose codes are all zero; "
-                f"expected a smaller lam: the largest lam_max here is {largest:.4g} (problem.lam_max(signal))",
-                DSCWarning,
-                stacklevel=3,
-            )
+            warnings.warn(_zero_words(solution, empty), DSCWarning, stacklevel=3)
     return solution
+
+
+def _zero_words(solution: Solution, count: int) -> str:
+    largest = float(solution.problem.lam_max(solution.signal).detach().max())
+    which = f"{count} of {len(solution.status)} samples, whose codes are all zero"
+    if isinstance(solution.problem, BasisPursuit | LayeredBasisPursuit):
+        return (
+            f"epsilon is at or above the norm of the signal for {which}; expected a smaller epsilon: the largest norm "
+            f"here is {largest:.4g} (problem.lam_max(signal))"
+        )
+    return (
+        f"lam is at or above lam_max for {which}; expected a smaller lam: the largest lam_max here is {largest:.4g} "
+        "(problem.lam_max(signal))"
+    )
