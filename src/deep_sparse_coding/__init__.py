@@ -33,6 +33,7 @@ from .guarantees import Condition as Condition
 from .guarantees import Guarantee as Guarantee
 from .guarantees import Posterior as Posterior
 from .guarantees import certify as certify
+from .learning import LearningHistory as LearningHistory
 from .learning import LearningProgress as LearningProgress
 from .learning import LearningResult as LearningResult
 from .learning import contrast_normalize as contrast_normalize
@@ -49,13 +50,17 @@ from .problems import LayeredBasisPursuit as LayeredBasisPursuit
 from .problems import LayeredLasso as LayeredLasso
 from .problems import Problem as Problem
 from .solvers import FISTA as FISTA
+from .solvers import ChosenLam as ChosenLam
 from .solvers import CoordinateDescent as CoordinateDescent
+from .solvers import Path as Path
 from .solvers import Progress as Progress
 from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
+from .solvers import choose_lam as choose_lam
 from .solvers import soft_threshold as soft_threshold
 from .solvers import solve as solve
+from .solvers import solve_path as solve_path
 from .sparsity import ActivationPenalty as ActivationPenalty
 from .sparsity import LayerSparsity as LayerSparsity
 from .sparsity import Probe as Probe

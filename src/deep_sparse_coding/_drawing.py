@@ -23,8 +23,8 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 10.5,
+    "axes.labelsize": 9,
+    "axes.titlesize": 10,
     "axes.titlecolor": INK,
     "axes.titleweight": "regular",
     "axes.titlelocation": "left",
@@ -39,11 +39,11 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": FAINT,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
     "xtick.minor.visible": False,
     "ytick.minor.visible": False,
-    "font.size": 9.5,
+    "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,
     "lines.linewidth": 1.8,
@@ -69,11 +69,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this style, sizes in inches, laid out without overlaps; call it within `style`."""
+def new_figure(width: float, height: float, constrained: bool = True) -> Figure:
+    """Return an empty figure of this style, sizes in inches, by default laid out without overlaps; within `style`."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained" if constrained else None)
 
 
 def mosaic(tiles: np.ndarray, columns: int, gap: int | None = None) -> np.ndarray:

@@ -207,7 +207,7 @@ def plot_convergence(solution: Solution) -> Figure:
     if not histories:
         raise ParameterError("solution has no history; expected one of at least one sample")
     with style():
-        figure = new_figure(7.2, 2.9)
+        figure = new_figure(8.4, 3.1)
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, label in ((left, "steps"), (right, "seconds")):
             for number, history in enumerate(histories):
@@ -267,7 +267,7 @@ def plot_bound(
             f"{'' if layers is None else f', layers {len(layers)}'}; expected the same number, at least 1"
         )
     with style():
-        figure = new_figure(7.2, 3.3)
+        figure = new_figure(8.4, 3.6)
         draw_bound(figure.add_subplot(), depths, measured, bounds, layers)
         return figure
 
@@ -300,11 +300,16 @@ def draw_bound(
             )
             if middle:
                 axes.axvline(float(x[middle] + x[middle - 1]) / 2, color=MUTED, lw=1, ls=(0, (4, 3)))
+    # The curves fall, so there is room above them on the right and below them on the left.
+    first = np.flatnonzero([mark == marks[0] for mark in marks])
+    high, low = first[len(first) // 3], first[2 * len(first) // 3]
+    above = {"xytext": (7, 2), "textcoords": "offset points", "va": "bottom"}
+    axes.annotate("proved bound", (x[high], bound[high]), color=ORANGE, **above)
+    if np.isfinite(largest[low]):
+        below = {"xytext": (-7, -3), "textcoords": "offset points", "va": "top", "ha": "right"}
+        axes.annotate("largest error", (x[low], largest[low]), color=BLUE, **below)
     span = max(x[-1] - x[0], 1.0)
-    axes.annotate(" proved bound", (x[-1] + 0.01 * span, bound[-1]), color=ORANGE, va="center")
-    if np.isfinite(largest[-1]):
-        axes.annotate(" largest error", (x[-1] + 0.01 * span, largest[-1]), color=BLUE, va="center")
-    axes.set_xlim(x[0] - 0.04 * span, x[-1] + 0.24 * span)
+    axes.set_xlim(x[0] - 0.04 * span, x[-1] + 0.04 * span)
     axes.set_xticks([value for value in axes.get_xticks() if x[0] <= value <= x[-1] and value == int(value)])
     axes.set_xlabel("linear layers into the network")
     axes.set_ylabel("largest error of a code")
@@ -328,7 +333,7 @@ def plot_sparsity(reports: Mapping[str, SparsityReport | Sequence[SparsityReport
             f"reports are of the layers {names}; expected at least one report per name, all of the same layers"
         )
     with style():
-        figure = new_figure(7.2, 1.1 + 0.5 * len(names[0]))
+        figure = new_figure(8.4, 1.1 + 0.5 * len(names[0]))
         axes = figure.add_subplot()
         middle = _draw_layers(axes, runs, len(names[0]))
         order = sorted(middle, key=lambda name: middle[name])

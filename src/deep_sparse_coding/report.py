@@ -1,7 +1,8 @@
 """Reports as one HTML file: text, tables and figures inside, nothing fetched from elsewhere, light and dark.
 
 The pieces are functions that return HTML; `page` puts them together and `write` makes the file, whole or not at all.
-Texts are plain: what they hold is escaped, apart from ``*emphasis*`` and code between backticks.
+Texts are plain: what they hold is escaped, apart from ``*emphasis*``, code between backticks, and indices such as
+``x_1``.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def verdict(proved: bool) -> Tag:
 def text(*paragraphs: str) -> str:
     """Return paragraphs."""
     return "".join(f"<p>{_inline(paragraph)}</p>" for paragraph in paragraphs)
+
+
+def formula(words: str) -> str:
+    """Return a formula on its own line."""
+    return f'<p class="formula">{_inline(words)}</p>'
 
 
 def note(tag: Tag, sentence: str) -> str:
@@ -165,7 +171,8 @@ def write(path: str | os.PathLike[str], content: str) -> Path:
 def _inline(words: str) -> str:
     escaped = html.escape(words, quote=False)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", escaped)
+    escaped = re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", escaped)
+    return re.sub(r"(?<=[A-Za-zβλμ‖])_([0-9∞])(?![0-9_])", r"<sub>\1</sub>", escaped)
 
 
 def _is_number(value: str | Tag) -> bool:

@@ -15,7 +15,7 @@ from references import explicit_matrix, scipy_lasso
 from strategies import SEEDS, duplicate_matrix, normal, rng
 
 KIND = {"dtype": torch.float64}
-STEP = 1e-6
+STEP = 1e-5
 
 
 def dense(seed: int = 0, d: int = 10, atoms: int = 16) -> dsc.DenseDictionary:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +106,7 @@ def run_digits(settings: DemoSettings, seed: int, stages: Stages) -> DigitsResul
     train, test = order[_TEST:], order[:_TEST]
     training, held_out = (images[train], labels[train]), (images[test], labels[test])
     kinds = []
-    with stages.stage("Training CNNs on digits") as advance:
+    with _one_thread(), stages.stage("Training CNNs on digits") as advance:
         done = 0
         for weight in (0.0, settings.penalty):
             accuracies, reports = [], []
@@ -117,6 +119,17 @@ def run_digits(settings: DemoSettings, seed: int, stages: Stages) -> DigitsResul
                 advance(done / (2 * settings.seeds))
             kinds.append(Runs(weight, tuple(accuracies), tuple(reports)))
     return DigitsResult(len(train), len(test), *kinds)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one thread: for layers as small as these, several wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _load() -> tuple[Tensor, Tensor]:

@@ -14,8 +14,11 @@ from .words import count
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH, _HEIGHT, _DPI = 16.0, 4.36, 100
-_MARGIN, _GAP, _TOP = 0.28, 0.3, 0.78
+_WIDTH, _DPI = 16.0, 100
+_MARGIN, _GAP, _TOP = 0.25, 0.28, 0.76
+# Two grids of 8 by 4 tiles above each other are about as wide as a picture is high.
+_SIDE, _ATOMS, _APART = 2.78, 2.64, 0.14
+_HEIGHT = _SIDE + _TOP + _MARGIN
 
 
 def hero_png(results: Results) -> bytes:
@@ -25,7 +28,7 @@ def hero_png(results: Results) -> bytes:
     from matplotlib.figure import Figure
 
     photo, designed = results.photograph, results.designed
-    side = _HEIGHT - _TOP - _MARGIN
+    side = _SIDE
     with style():
         figure = Figure(figsize=(_WIDTH, _HEIGHT), facecolor="#ffffff")
         left = _MARGIN
@@ -35,8 +38,8 @@ def hero_png(results: Results) -> bytes:
             axes = figure.add_axes((left / _WIDTH, _MARGIN / _HEIGHT, width / _WIDTH, side / _HEIGHT))
             axes.set_axis_off()
             x = left / _WIDTH
-            figure.text(x, 1 - 0.27 / _HEIGHT, title, fontsize=14, color=INK, va="center")
-            figure.text(x, 1 - 0.55 / _HEIGHT, below, fontsize=10.5, color=MUTED, va="center")
+            figure.text(x, 1 - 0.27 / _HEIGHT, title, fontsize=13.5, color=INK, va="center")
+            figure.text(x, 1 - 0.55 / _HEIGHT, below, fontsize=9.5, color=MUTED, va="center")
             left += width + _GAP
             return axes
 
@@ -52,13 +55,13 @@ def hero_png(results: Results) -> bytes:
         )
         axes.imshow(photo.reconstruction.numpy(), **gray)
 
-        width = side * 0.86
+        width = _ATOMS
         axes = panel(width, "from learned atoms", "layer 1, and layer 2 in the picture")
         axes.set_xlim(0, width)
         axes.set_ylim(0, side)
         first = photo.model.layers[0].weight.detach()[:, 0].double().numpy()
         second = photo.model.effective()[:, 0].double().numpy()
-        half = (side - 0.12) / 2
+        half = (side - _APART) / 2
         for tiles, bottom in ((first, side - half), (second, 0.0)):
             grid = mosaic(tiles[:32], 8 if len(tiles) >= 32 else 4)
             height = min(half, width * grid.shape[0] / grid.shape[1])

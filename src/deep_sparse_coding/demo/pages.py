@@ -81,8 +81,8 @@ def build(results: Results) -> str:
             _made(results),
         ],
         foot=html.text(
-            "Photograph: “china.jpg” by Yann (CC BY 2.0), and the handwritten digits, both as they ship with "
-            "scikit-learn. Statements G1, G2, G5, N1 and N2 are stated and proved in docs/theory.md."
+            "Photograph: “china.jpg” by danielbuechele on Flickr (CC BY 2.0), and the handwritten digits, both as "
+            "they ship with scikit-learn. Statements G1, G2, G5, N1 and N2 are stated and proved in docs/theory.md."
         ),
     )
 
@@ -140,9 +140,14 @@ def _picture(results: Results) -> html.Section:
     ]
     body = (
         html.text(
-            "The photograph is split into its local mean and the detail around it; the detail y is coded. Both layers "
-            "are solved for at once, `min Σ_j ½β_j‖x_{j-1} - D_j x_j‖² + λ_j‖x_j‖₁` with x₀ = y, a convex problem: "
-            f"λ = {settings.lam[0]:g} and {settings.lam[1]:g}, β = {settings.beta[0]:g} and {settings.beta[1]:g}."
+            "The photograph is split into its local mean and the detail around it. The detail y is coded: few atoms of "
+            "D_1 explain it, and few atoms of D_2 explain their code x_1. Both layers are found at once, as the "
+            "solution of one convex problem:"
+        )
+        + html.formula("minimize  ½ β_1 ‖y − D_1 x_1‖² + ½ β_2 ‖x_1 − D_2 x_2‖² + λ_1 ‖x_1‖_1 + λ_2 ‖x_2‖_1")
+        + html.text(
+            f"Here λ is {settings.lam[0]:g} and {settings.lam[1]:g}, β is {settings.beta[0]:g} and "
+            f"{settings.beta[1]:g}."
         )
         + whole
         + trio
@@ -156,7 +161,7 @@ def _framed(photo: PhotographResult, settings: DemoSettings) -> Figure:
     gray = photo.photograph.gray.numpy()
     (row, column), side = settings.corner, settings.side
     with style():
-        figure = new_figure(7.8, 7.8 * gray.shape[0] / gray.shape[1])
+        figure = new_figure(7.8, 7.8 * gray.shape[0] / gray.shape[1], constrained=False)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
         x, y = [column, column + side, column + side, column, column], [row, row, row + side, row + side, row]
@@ -174,7 +179,7 @@ def _atoms(photo: PhotographResult) -> html.Section:
     body = (
         html.text(
             "An atom of layer 1 is a small patch. An atom of layer 2 is a pattern of atoms of layer 1; what it looks "
-            "like in the picture is its *effective atom*, a column of D₁D₂. Mid-gray is zero, every tile has its own "
+            "like in the picture is its *effective atom*, a column of D_1D_2. Mid-gray is zero, every tile has its own "
             "contrast.",
         )
         + html.row(
@@ -182,13 +187,13 @@ def _atoms(photo: PhotographResult) -> html.Section:
                 html.raster(plot_atoms(first, columns=8), f"{first.atoms} atoms of layer 1"),
                 f"{first.atoms} atoms of {reach(model, 1)[1]} by {reach(model, 1)[1]} pixels: edges, bars and "
                 "textures, and blobs for light and shade.",
-                "Layer 1, D₁.",
+                "Layer 1, D_1.",
             ),
             html.captioned(
                 html.raster(plot_atoms(model.effective(), columns=8), f"{second.atoms} effective atoms of layer 2"),
                 f"{second.atoms} effective atoms of {reach(model, 2)[1]} by {reach(model, 2)[1]} pixels: longer edges, "
                 "corners and stripes, put together from those on the left.",
-                "Layer 2, D₁D₂.",
+                "Layer 2, D_1D_2.",
             ),
             least="19rem",
         )
@@ -279,12 +284,22 @@ def _proofs(photo: PhotographResult, designed: DesignedResult) -> html.Section:
     body = (
         html.text(
             "*Before* a signal is seen, uniqueness (G1) and the equality of ℓ0 and ℓ1 (G2) follow from how alike the "
-            "atoms are: the Babel function μ₁(2κ - 1) must stay below 1, where κ is the most non-zeros of a code near "
-            "any one atom. Learned atoms are alike, neighbors overlap, and the codes of a photograph are not that "
-            "sparse, so nothing is proved for them; the table says by how much. Atoms designed to differ pass."
+            "atoms are: the Babel function μ_1(2κ − 1) must stay below 1, where κ is the most non-zeros of a code in "
+            "a stripe, near any one atom. Learned atoms are alike, neighbors overlap, and the codes of a photograph "
+            "are not that sparse, so nothing is proved for them; the table says by how much. Atoms designed to "
+            "differ pass."
         )
         + html.table(
-            ["model", "layer", "coherence μ", "non-zeros κ", "κ that G1 covers", "μ₁(2κ - 1)", "must be below"], rows
+            [
+                "model",
+                "layer",
+                "coherence μ",
+                "non-zeros κ per stripe",
+                "κ that G1 covers",
+                "μ_1(2κ − 1)",
+                "must be below",
+            ],
+            rows,
         )
         + html.table(["model", "G1: the sparse codes are unique", "G2: ℓ1 finds them"], verdicts, "Before solving")
         + html.text(
@@ -313,7 +328,7 @@ def _coherence_rows(
         rows.append(
             [
                 name,
-                f"D{'₁₂'[j - 1]}",
+                f"D_{j}",
                 f"{layer.mutual_coherence():.3f}",
                 str(kappa),
                 str(covered),

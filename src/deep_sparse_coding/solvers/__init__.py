@@ -4,6 +4,10 @@ from .base import Solver as Solver
 from .base import State as State
 from .base import soft_threshold as soft_threshold
 from .coordinate import CoordinateDescent as CoordinateDescent
+from .lam_search import ChosenLam as ChosenLam
+from .lam_search import choose_lam as choose_lam
+from .path import Path as Path
+from .path import solve_path as solve_path
 from .proximal import FISTA as FISTA
 from .solution import History as History
 from .solution import Solution as Solution

@@ -6,7 +6,10 @@ For every image y with weights w it minimizes ½‖y - Dx‖² + Σ w_i|x_i| in 
 2. the duality gap; stop when it is small enough;
 3. the working set: entries in use, and those whose |g_i|/w_i exceeds a threshold that falls with the largest of them;
 4. sweeps of coordinate descent over the working set. The residual is an image; an update reads and writes the window
-   of one kernel in it, and nothing else is kept up to date.
+   of one kernel in it, and nothing else is kept up to date;
+5. once the threshold is down at one, conjugate gradients on the normal equations of the support, at fixed signs.
+
+The work begins in float32 and goes on in float64 where the gap that is asked for is smaller than float32 resolves.
 
 The rows of the code grid are cut into strips of two colors. Strips of one color share no pixel of the residual, so
 threads take them in any order with the same result to the last bit; several images are shared out whole. Strips move
@@ -17,14 +20,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._kernels_windows import GROUP, Grid, Integers, Reals, correlate_strips, gradient_rows, jit, subtract_strips, sweep_strips
+from ._kernels_lists import advance, clip_signs, collect, first_gradient, objective_value, scatter, sums
+from ._kernels_windows import (
+    GROUP,
+    Grid,
+    Integers,
+    Reals,
+    correlate_strips,
+    gradient_rows,
+    subtract_strips,
+    sweep_strips,
+)
 
 Floats = NDArray[np.float64]
 Spread = Callable[[Callable[[int, int], None]], None]
@@ -34,136 +48,14 @@ _NOISE = {4: 1e-7, 8: 1e-14}  # relative fall of the objective that may be round
 _FALL = 0.5  # entries above this share of the largest |g_i|/w_i enter the working set
 _EARLY_SWEEPS = 3  # sweeps of a round that only collects entries
 _LAST_SWEEPS = 8
+_SHALLOW, _DEEP = 8, 64  # steps of conjugate gradients: deep where the signs rest
+_ENERGY = 1e-4  # share of the gradient's energy at which they stop
+_TRIALS = 5  # halvings of a step that does not pay
 _STRIP = 16  # least rows of a strip
-_ROWS = 16  # rows of the code grid that a thread correlates at once
-_IDLE = 6  # rounds in a row without progress that end the work on an image
+_IDLE = {4: 3, 8: 6}  # rounds in a row without progress that end the work in a precision
+_COARSE = 1e-4  # the relative gap down to which float32 is good enough
+_FAINT = 1e-20  # kernels whose squared norm is below (or above its inverse) are not for float32
 _SMALLEST = 2.0**-100  # weights below have no influence on codes of scale one
-
-
-@jit
-def _collect(
-    grid: Grid, x: Reals, g: Reals, w: Reals, row_ratio: Reals, used: Any, level: float, nonnegative: bool, first: int,
-    last: int, fill: bool, starts: Integers, at: Integers, atom: Integers, place: Integers, values: Reals,
-    weights: Reals
-) -> None:  # fmt: skip
-    """Count the entries of rows first..last that are in use or above `level`, or list them from starts[row] on."""
-    atoms, width = x.shape[1], x.shape[2]
-    bar = x.dtype.type(level)
-    for y in range(first, last):
-        count = 0
-        line = y * grid.down
-        for a in range(atoms):
-            if not used[y, a] and not row_ratio[y, a] > bar:
-                continue
-            for k in range(width):
-                value = x[y, a, k]
-                size = g[y, a, k] if nonnegative else abs(g[y, a, k])
-                if value != 0 or size > bar * w[y, a, k]:
-                    if fill:
-                        e = starts[y] + count
-                        column = k * grid.right
-                        if line <= grid.last_line and column <= grid.last_column:
-                            at[e] = line * grid.pitch + column
-                        else:
-                            at[e] = -1 - (line * grid.length + column)
-                        atom[e] = a
-                        place[e] = (y * atoms + a) * width + k
-                        values[e] = value
-                        weights[e] = w[y, a, k]
-                    count += 1
-        if not fill:
-            starts[y + 1] = count
-
-
-@jit
-def _scatter(x: Reals, used: Any, starts: Integers, place: Integers, atom: Integers, values: Reals) -> None:
-    """Write the listed codes back to the code grid."""
-    flat = x.reshape(-1)
-    for y in range(x.shape[0]):
-        used[y] = False
-        for e in range(starts[y], starts[y + 1]):
-            flat[place[e]] = values[e]
-            if values[e] != 0:
-                used[y, atom[e]] = True
-
-
-@jit
-def _sums(
-    grid: Grid, r: Reals, data: Reals, g: Reals, place: Integers, values: Reals, weights: Reals
-) -> tuple[float, float, float, float]:
-    """Return ``‖r‖², ⟨r, y⟩, Σ w|x|, ⟨x, g⟩``, each in float64."""
-    rr = ry = penalty = inner = 0.0
-    for line in range(grid.height):
-        start = line * grid.pitch
-        for k in range(start, start + grid.length):
-            rr += np.float64(r[k]) * np.float64(r[k])
-            ry += np.float64(r[k]) * np.float64(data[k])
-    flat = g.reshape(-1)
-    for e in range(values.size):
-        if values[e] != 0:
-            penalty += np.float64(weights[e]) * abs(np.float64(values[e]))
-            inner += np.float64(values[e]) * np.float64(flat[place[e]])
-    return rr, ry, penalty, inner
-
-
-@jit
-def _objective(grid: Grid, r: Reals, values: Reals, weights: Reals) -> float:
-    """Return ``½‖r‖² + Σ w|x|`` in float64."""
-    rr = penalty = 0.0
-    for line in range(grid.height):
-        start = line * grid.pitch
-        for k in range(start, start + grid.length):
-            rr += np.float64(r[k]) * np.float64(r[k])
-    for e in range(values.size):
-        penalty += np.float64(weights[e]) * abs(np.float64(values[e]))
-    return 0.5 * rr + penalty
-
-
-@jit
-def _start(right: Reals, x: Reals, w: Reals, norms: Reals) -> float:
-    """Make correlations with the residual the negative gradient of the objective at fixed signs; return its energy."""
-    energy = 0.0
-    for e in range(x.size):
-        right[e] -= w[e] if x[e] > 0 else -w[e]
-        energy += np.float64(right[e]) * np.float64(right[e]) / np.float64(norms[e])
-    return energy
-
-
-@jit
-def _advance(
-    direction: Reals, right: Reals, search: Reals, product: Reals, norms: Reals, energy: float, change: Reals,
-    shadow: Reals
-) -> tuple[float, float]:  # fmt: skip
-    """Take one step of conjugate gradients, scaled by ‖d_a‖²; return the new energy and the step's length."""
-    kind = right.dtype.type
-    curvature = 0.0
-    for e in range(search.size):
-        curvature -= np.float64(search[e]) * np.float64(product[e])
-    if not curvature > 0.0 or not energy > 0.0:
-        return energy, 0.0
-    length = kind(energy / curvature)
-    following = 0.0
-    for e in range(search.size):
-        direction[e] += length * search[e]
-        right[e] += length * product[e]
-        following += np.float64(right[e]) * np.float64(right[e]) / np.float64(norms[e])
-    ratio = kind(following / energy)
-    for e in range(search.size):
-        search[e] = right[e] / norms[e] + ratio * search[e]
-    for k in range(change.size):
-        change[k] += length * shadow[k]
-    return following, float(length)
-
-
-@jit
-def _clip(x: Reals, direction: Reals, length: float, trial: Reals, excess: Reals) -> None:
-    """trial = x + length·direction, zero where the sign would change; excess = what that takes away."""
-    scale = x.dtype.type(length)
-    for e in range(x.size):
-        value = x[e] + scale * direction[e]
-        keeps = (value > 0) == (x[e] > 0) and value != 0
-        trial[e] = value if keeps else x.dtype.type(0)
-        excess[e] = x.dtype.type(0) if keeps else -value
 
 
 class _Work:
@@ -175,8 +67,10 @@ class _Work:
         """Set up: `image` ``(C, H, W)``, `weights` and `start` ``(atoms, h, w)``, all at scale one."""
         channels, height, width = image.shape
         self.grid, self.nonnegative, self.ring = grid, nonnegative, ring
-        self.kernels = kernels.reshape(-1)
-        self.norms = (kernels.astype(np.float64) ** 2).sum((1, 2)).astype(image.dtype)
+        padded = np.zeros((*kernels.shape[:2], grid.wide), image.dtype)
+        padded[:, :, : kernels.shape[2]] = kernels
+        self.kernels = padded.reshape(-1)
+        self.norms = (padded.astype(np.float64) ** 2).sum((1, 2)).astype(image.dtype)
         lines = np.zeros((grid.height + grid.lines + 1, grid.pitch), image.dtype)
         lines[: grid.height, :width] = image.transpose(1, 0, 2).reshape(height * channels, width)
         self.data, self.r = lines.reshape(-1), lines.copy().reshape(-1)
@@ -190,7 +84,7 @@ class _Work:
         self.strip = max(_STRIP, reach)
         self.count = max(rows // self.strip, 1)
         self.count -= self.count % 2 if ring and self.count > 1 else 0
-        self.depth = DMIN
+        self.depth = _SHALLOW
         self.starts = np.zeros(rows + 1, np.int64)
         self.collect(math.inf, _alone)
 
@@ -202,7 +96,7 @@ class _Work:
 
         def part(i: int, step: int, fill: bool) -> None:
             first, last = i * rows // step, (i + 1) * rows // step
-            _collect(
+            collect(
                 self.grid, self.x, self.g, self.w, self.row_ratio, self.used, level, self.nonnegative, first, last,
                 fill, self.starts, self.at, self.atom, self.place, self.values, self.weights
             )  # fmt: skip
@@ -227,33 +121,35 @@ class _Work:
         """Sweep over the working set."""
         bounds = self.strips(odd)
 
-        def work(color: int, i: int, step: int) -> None:
+        def work(i: int, step: int, color: int = 0) -> None:
             sweep_strips(
                 self.grid, self.r, self.kernels, self.norms, self.at, self.atom, self.values, self.weights, bounds,
                 color + 2 * i, 2 * step, sweeps, self.nonnegative, self.order
             )  # fmt: skip
 
         for color in range(2):
-            spread(lambda i, step: work(color, i, step))
+            spread(partial(work, color=color))
 
     def subtract(self, image: Reals, values: Reals, spread: Spread) -> None:
         """Subtract D times the listed values from an image."""
         bounds = self.strips(False)
 
-        def work(color: int, i: int, step: int) -> None:
+        def work(i: int, step: int, color: int = 0) -> None:
             subtract_strips(
                 self.grid, image, self.kernels, self.at, self.atom, values, bounds, color + 2 * i, 2 * step
             )  # fmt: skip
 
         for color in range(2):
-            spread(lambda i, step: work(color, i, step))
+            spread(partial(work, color=color))
 
     def correlate(self, image: Reals, out: Reals, spread: Spread) -> None:
-        """out = the correlations of the listed entries with an image."""
+        """Correlate an image with the listed entries."""
         bounds = self.strips(False)
-        spread(lambda i, step: correlate_strips(
-            self.grid, image, self.kernels, self.at, self.atom, bounds, i, step, out
-        ))  # fmt: skip
+
+        def work(i: int, step: int) -> None:
+            correlate_strips(self.grid, image, self.kernels, self.at, self.atom, bounds, i, step, out)
+
+        spread(work)
 
     def residual(self, spread: Spread) -> None:
         """Compute the residual anew: what sweeps leave in it carries their rounding."""
@@ -271,35 +167,37 @@ class _Work:
         product = np.empty_like(x)
         self.correlate(self.r, right, spread)
         norms = self.norms[self.atom]
-        search, energy = np.empty_like(x), _start(right, x, w, norms)
+        search, energy = np.empty_like(x), first_gradient(right, x, w, norms)
         search[:] = right / norms
         shadow, change = np.zeros_like(self.r), np.zeros_like(self.r)
-        first, taken = energy, 0
-        for taken in range(1, self.depth + 1):
+        first = energy
+        for _ in range(self.depth):
             shadow[:] = 0
             self.subtract(shadow, search, spread)  # -D p
             self.correlate(shadow, product, spread)  # -DᵀD p
-            following, length = _advance(direction, right, search, product, norms, energy, change, shadow)
+            following, length = advance(direction, right, search, product, norms, energy, change, shadow)
             if length == 0:
                 break
             energy = following
-            if energy <= 1e-4 * first:
+            if energy <= _ENERGY * first:
                 break
-        before = _objective(self.grid, self.r, x, w)
+        before = objective_value(self.grid, self.r, x, w)
         length = 1.0
         trial, excess, r = np.empty_like(x), np.empty_like(x), np.empty_like(self.r)
-        for _ in range(5):
-            _clip(x, direction, length, trial, excess)
+        for _ in range(_TRIALS):
+            clip_signs(x, direction, length, trial, excess)
             r[:] = self.r + self.r.dtype.type(length) * change
             self.subtract(r, excess, spread)
-            after = _objective(self.grid, r, trial, w)
+            after = objective_value(self.grid, r, trial, w)
             if after < before:
                 self.values[:] = trial
                 self.r = r
                 break
             length *= 0.5
-        self.depth = min(2 * self.depth, DMAX) if length == 1 else max(self.depth // 2, DMIN) if length < 0.5 else self.depth
-        if TRACE: print('   cg',taken,'energy',energy/first,'length',length,'clipped',(excess!=0).sum(), before-after)
+        if length == 1.0:
+            self.depth = min(2 * self.depth, _DEEP)
+        elif length < 0.5:
+            self.depth = max(self.depth // 2, _SHALLOW)
 
     def keep_support(self) -> None:
         """Take the entries at zero off the list."""
@@ -319,16 +217,17 @@ class _Work:
             lines[grid.height : -1] = lines[np.arange(grid.lines) % grid.height]
 
         def work(i: int, step: int) -> None:
+            first, last = i * rows // step, (i + 1) * rows // step
             gradient_rows(
-                grid, self.r, self.kernels, self.w, self.nonnegative, i * rows // step, (i + 1) * rows // step, self.g, self.row_ratio
+                grid, self.r, self.kernels, self.w, self.nonnegative, first, last, self.g, self.row_ratio
             )  # fmt: skip
 
-        spread(lambda i, step: work(i, step))
+        spread(work)
         return float(self.row_ratio.max()) if self.row_ratio.size else 0.0
 
     def relative_gap(self, worst: float) -> float:
         """Return the duality gap over the objective, at the dual point θ = αr scaled into ``|d_iᵀθ| <= w_i``."""
-        rr, ry, penalty, inner = _sums(
+        rr, ry, penalty, inner = sums(
             self.grid, self.r, self.data, self.g, self.place, self.values, self.weights
         )  # fmt: skip
         alpha = max(ry / rr, 0.0) if rr > 0 else 0.0
@@ -346,44 +245,44 @@ class _Work:
         while True:
             worst = self.gradient(spread)
             gap = self.relative_gap(worst)
-            objective = _objective(self.grid, self.r, self.values, self.weights)
+            objective = objective_value(self.grid, self.r, self.values, self.weights)
             idle = idle + 1 if gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.x.itemsize]) else 0
             best, lowest = min(best, gap), min(lowest, objective)
-            if LOG is not None: LOG.append((time.process_time()-T0, gap, _objective(self.grid,self.r,self.values,self.weights)))
-            if TRACE: print(done, worst, gap, len(self.values), (self.values!=0).sum(), time.perf_counter()-T0)
-            if gap <= tol or done >= rounds or idle > _IDLE:
+            if gap <= tol or done >= rounds or idle > _IDLE[self.x.itemsize]:
                 return done, gap
             level = max(1 + slack, _FALL * worst)
             last = level <= 1 + slack
             self.collect(level, spread)
             self.sweep(_LAST_SWEEPS if last else _EARLY_SWEEPS, done % 2 == 1, spread)
-            _scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
+            scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
             if last:
                 self.newton(spread)
-                _scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
+                scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
             if last:
                 self.residual(spread)
             done += 1
-TRACE=False
-CG=20
-DMIN,DMAX=8,64
-LOG=None
-import time
-T0=0
+
 
 def _alone(work: Callable[[int, int], None]) -> None:
     work(0, 1)
 
 
-def _geometry(kernels: Reals, shape: tuple[int, ...], stride: tuple[int, int], ring: bool) -> Grid:
+def _cast(w: Reals, kind: Any) -> Reals:
+    """Return weights in a precision, without memory along axes that only repeat them."""
+    core = w[tuple(slice(0, 1) if step == 0 else slice(None) for step in w.strides)]
+    return np.broadcast_to(core.astype(kind), w.shape)
+
+
+def _geometry(
+    kernels: tuple[int, ...], shape: tuple[int, ...], stride: tuple[int, int], ring: bool, itemsize: int
+) -> Grid:
     """Return the sizes for kernels ``(atoms, C, kh, kw)`` on images ``(C, H, W)``."""
-    _, channels, kh, kw = kernels.shape
+    _, channels, kh, kw = kernels
     _, height, width = shape
     wide = -(-kw // GROUP) * GROUP
-    bytes_ = kernels.itemsize
     # A margin for what groups read beyond a window; an odd number of cache lines spreads columns over the cache.
-    whole = -(-(width + wide + GROUP) * bytes_ // 64)
-    pitch = (whole + 1 - whole % 2) * 64 // bytes_
+    whole = -(-(width + wide + GROUP) * itemsize // 64)
+    pitch = (whole + 1 - whole % 2) * 64 // itemsize
     beyond = 1 << 40
     return Grid(
         pitch, height * channels, width, kh * channels, wide, stride[0] * channels, stride[1],
@@ -402,8 +301,8 @@ def solve_images(
     tol: float = 1e-6,
     max_rounds: int = 200,
     threads: int | None = None,
-) -> tuple[Reals, NDArray[np.int64], Floats]:
-    """Minimize ½‖y_i - Dx_i‖² + Σ w_i|x_i| for every image y_i, in the precision of `images`.
+) -> tuple[Floats, Integers, Floats]:
+    """Minimize ½‖y_i - Dx_i‖² + Σ w_i|x_i| for every image y_i.
 
     Args:
         kernels: ``(atoms, C, kh, kw)``; finite.
@@ -423,24 +322,34 @@ def solve_images(
     Source: relative gap as in G5 of docs/theory.md; coordinate descent on convolutions: Kavukcuoglu et al. 2010, by
     regions: Moreau, Oudre & Vayatis 2018 (this one: working sets, two colors instead of messages).
     """
-    n, kind = len(images), images.dtype
+    n = len(images)
     atoms, channels, kh, kw = kernels.shape
-    grid = _geometry(kernels, images.shape[1:], stride, ring)
-    lined = np.zeros((atoms, kh * channels, grid.wide), kind)
-    lined[:, :, :kw] = kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw)
-    codes, rounds, gaps = np.zeros(start.shape, kind), np.zeros(n, np.int64), np.zeros(n)
+    lined = kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw).astype(np.float64)
+    norms = (lined**2).sum((1, 2))
+    coarse = bool((norms > _FAINT).all() and (norms < 1 / _FAINT).all())
+    codes, rounds, gaps = np.zeros(start.shape), np.zeros(n, np.int64), np.zeros(n)
 
     def work(i: int, spread: Spread) -> None:
-        top = float(np.abs(images[i]).max()) if images[i].size else 0.0
+        top = float(np.abs(images[i]).max())
         # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
-        exponent = min(max(math.frexp(top)[1], -120), 120) if top > 0 else 0
-        up, down = kind.type(2.0**exponent), kind.type(2.0**-exponent)
-        w = np.broadcast_to(np.maximum(weights[i if len(weights) > 1 else 0] * down, kind.type(_SMALLEST)), start.shape[1:])
-        x = start[i] * down
-        x = np.where(np.isinf(w) | ((x < 0) & nonnegative), kind.type(0), x)
-        image = _Work(grid, lined, images[i] * down, w, x, nonnegative, ring)
-        rounds[i], gaps[i] = image.run(tol, max_rounds, spread)
-        codes[i] = image.x.transpose(1, 0, 2) * up
+        exponent = min(max(math.frexp(top)[1], -1000), 1000) if top > 0 else 0
+        image = images[i] * np.float64(2.0**-exponent)
+        w = np.maximum(weights[i if len(weights) > 1 else 0] * np.float64(2.0**-exponent), _SMALLEST)
+        w = np.broadcast_to(w, start.shape[1:])
+        x = start[i] * np.float64(2.0**-exponent)
+        x = np.where(np.isinf(w) | ((x < 0) & nonnegative), 0.0, x)
+        for kind in (np.dtype(np.float32), np.dtype(np.float64)):
+            if kind.itemsize == 4 and not coarse:
+                continue
+            grid = _geometry(kernels.shape, images.shape[1:], stride, ring, kind.itemsize)
+            own = _Work(grid, lined.astype(kind), image.astype(kind), _cast(w, kind), x.astype(kind), nonnegative, ring)
+            aim = max(tol, _COARSE) if kind.itemsize == 4 else tol
+            taken, gaps[i] = own.run(aim, max_rounds - int(rounds[i]), spread)
+            rounds[i] += taken
+            x = own.x.transpose(1, 0, 2)
+            if gaps[i] <= tol or rounds[i] >= max_rounds:
+                break
+        codes[i] = x * np.float64(2.0**exponent)
 
     threads = (os.cpu_count() or 1) if threads is None else threads
     if threads <= 1:

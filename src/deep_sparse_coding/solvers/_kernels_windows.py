@@ -1,9 +1,9 @@
 """Compiled passes over images: correlations of a residual with kernels, and coordinate descent on its windows.
 
-The parts that `_kernels_conv.py` puts together. An image of C channels is stored as lines ``(H + kh, C, pitch)``: row y of
-channel c is line ``y·C + c``, so that the window of a kernel of kh rows is kh·C lines below each other, whatever C is.
-Kernels are stored as such lines too, padded with zeros to whole groups of eight entries; what they touch beyond a window
-is read and written back unchanged, and the margin of an image keeps that inside its memory.
+The parts that `_kernels_conv.py` puts together. An image of C channels is stored as lines ``(H + kh, C, pitch)``: row y
+of channel c is line ``y·C + c``, so that the window of a kernel of kh rows is kh·C lines below each other, whatever C
+is. Kernels are stored as such lines too, padded with zeros to whole groups of eight entries; what they touch beyond a
+window is read and written back unchanged, and the margin of an image keeps that inside its memory.
 
 numba's cache on disk looks at the file of the calling function only: after a change here, touch that file too.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba  # noqa: TID253  (this module is itself imported on first use)
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -24,6 +24,7 @@ Reals = NDArray[Any]  # float32 or float64: every pass is compiled for the preci
 Integers = NDArray[np.int64]
 
 GROUP = 8  # entries of a kernel line that are multiplied together
+
 
 # No inf and NaN promises: weights may be inf. Sums may be reordered: that is what makes them vectors.
 class Grid(NamedTuple):
@@ -59,7 +60,7 @@ jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"co
 def gradient_rows(
     grid: Grid, r: Reals, kernels: Reals, w: Reals, nonnegative: bool, first: int, last: int, g: Reals, row_ratio: Reals
 ) -> None:
-    """Correlate rows first..last of the code grid: ``g[y, a, x] = ⟨d_a, window(y, x)⟩``, and the largest ratio of a row.
+    """Correlate rows first..last of the code grid, ``g[y, a, x] = ⟨d_a, window(y, x)⟩``, and find their largest ratios.
 
     Args:
         grid: Sizes.
@@ -138,6 +139,9 @@ def gradient_rows(
                 row_ratio[y, c] = largest
 
 
+_intrinsic: Any = intrinsic
+
+
 def _vector(context: Any, builder: Any, kind: Any) -> tuple[Any, Any, int]:
     """Return the LLVM types of a number and of eight of them, and a number's size in bytes."""
     real = context.get_value_type(kind)
@@ -168,14 +172,14 @@ _FUSE = ("contract",)
 
 
 # Written as vectors by hand: compilers see eight separate sums in the loop below each other and multiply one by one.
-@intrinsic
+@_intrinsic
 def _dot(typing: Any, r: Any, at: Any, kernels: Any, k: Any, lines: Any, wide: Any, pitch: Any) -> Any:
     """Return the correlation of the window that starts at r[at] with the kernel that starts at kernels[k]."""
     count = types.int64
     signature = r.dtype(r, count, kernels, count, count, count, count)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        real, vector, size = _vector(context, builder, signature.args[0].dtype)
+        _, vector, size = _vector(context, builder, signature.args[0].dtype)
         total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * GROUP))
         for window, kernel in _each_group(context, builder, args, signature.args):
             product = builder.fmul(builder.load(window, align=size), builder.load(kernel, align=size), flags=_FUSE)
@@ -194,7 +198,7 @@ def _dot(typing: Any, r: Any, at: Any, kernels: Any, k: Any, lines: Any, wide: A
     return signature, build
 
 
-@intrinsic
+@_intrinsic
 def _subtract(typing: Any, r: Any, at: Any, kernels: Any, k: Any, lines: Any, wide: Any, pitch: Any, scale: Any) -> Any:
     """Subtract `scale` times a kernel from the window that starts at r[at]."""
     count = types.int64
@@ -302,7 +306,15 @@ def sweep_strips(
 
 @jit
 def subtract_strips(
-    grid: Grid, r: Reals, kernels: Reals, at: Integers, atom: Integers, x: Reals, bounds: Integers, first: int, step: int
+    grid: Grid,
+    r: Reals,
+    kernels: Reals,
+    at: Integers,
+    atom: Integers,
+    x: Reals,
+    bounds: Integers,
+    first: int,
+    step: int,
 ) -> None:
     """Subtract the codes of every strip from the image r; arguments as in `sweep_strips`."""
     lines, wide = grid.lines, grid.wide
@@ -318,9 +330,17 @@ def subtract_strips(
 
 @jit
 def correlate_strips(
-    grid: Grid, r: Reals, kernels: Reals, at: Integers, atom: Integers, bounds: Integers, first: int, step: int, out: Reals
+    grid: Grid,
+    r: Reals,
+    kernels: Reals,
+    at: Integers,
+    atom: Integers,
+    bounds: Integers,
+    first: int,
+    step: int,
+    out: Reals,
 ) -> None:
-    """out = the correlations of the entries of every strip with the image r; arguments as in `sweep_strips`."""
+    """Correlate the image r with the entries of every strip; arguments as in `sweep_strips`."""
     lines, wide = grid.lines, grid.wide
     for i in range(first, bounds.size - 1, step):
         for e in range(bounds[i], bounds[i + 1]):

@@ -253,7 +253,7 @@ class _Search:
 
 
 def _next_lam(above: _Points, below: _Points, goal: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the next lam per sample, and where the bracket is too narrow for another one to matter."""
+    """Return the next lam per sample, and where the bracket asks for Lassos that are solved better."""
     upper = above.lam * goal / above.norm  # G6: at or above the wanted lam
     lower = torch.where(below.known, below.lam * (goal / below.norm.clamp_min(1e-300)).clamp_min(1.0), 0.0)
     lower = torch.minimum(lower, above.lam)
@@ -263,9 +263,11 @@ def _next_lam(above: _Points, below: _Points, goal: Tensor, side: Tensor) -> tup
     high = high * 0.5 ** (-side - 1).clamp_min(0)
     share = torch.where(high + low > 0, low / (high + low), 0.5)
     secant = (below.lam.square() + share * (above.lam.square() - below.lam.square())).clamp_min(0).sqrt()
-    target = torch.minimum(torch.maximum(secant, lower), upper)
-    narrow = below.known & (above.lam - below.lam <= _NARROW * above.lam)
-    target = torch.where(narrow, above.lam * (1 - _NARROW * torch.sign(side)), target)
+    # Bounds that contradict each other come from Lassos that were not solved well enough.
+    odd = lower > upper
+    target = torch.where(odd, secant, torch.minimum(torch.maximum(secant, lower), upper))
+    narrow = below.known & (odd | (above.lam - below.lam <= _NARROW * above.lam))
+    target = torch.where(narrow & ~odd, above.lam * (1 - _NARROW * torch.sign(side)), target)
     # From above only: a little under the bound, so that the other side is found; far under it where that does not help.
     factor = torch.where(side <= 1, 0.9, torch.where(side <= 2, 0.8, torch.where(side <= 3, 0.5, _DROP)))
     return torch.where(below.known, target, factor * upper), narrow

@@ -102,7 +102,10 @@ class Solution:
             return "the signal or its lam is NaN or infinite; its codes are NaN: remove or repair this sample"
         if status == Status.DIVERGED:
             return f"left the finite numbers after {steps} steps: scale the signal towards 1, or use float64"
-        return "no codes meet the constraints; loosen them"
+        return (
+            "infeasible: no codes meet the constraints, whatever the dictionary makes is at least epsilon away from the "
+            "signal: raise epsilon, allow more atoms, or drop nonnegative"
+        )
 
     def unwrap(self) -> Codes:
         """Return the codes if every sample converged.

@@ -37,6 +37,8 @@ from .solution import History, Solution, Status
 # The gap counts as falling while it loses this share of itself over a window of checks.
 _STALL_FALL = 0.02
 _STALL_CHECKS = 8
+# Started near the answer to a neighboring problem, an accelerated method first loses ground: patience is longer.
+_STALL_CHECKS_WARM = 24
 # A check costs about two steps: it comes again after this share of the steps so far.
 _CHECK_SHARE = 0.125
 
@@ -143,6 +145,7 @@ class _Settings:
     max_steps: int
     callback: Callback | None
     layer: int = 1
+    stall_checks: int = _STALL_CHECKS
 
 
 def _check_start(problem: Problem, signal: Tensor, start: Codes) -> Blocks:
@@ -172,7 +175,7 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: _Settings, s
         raise UnsupportedError(reason)
 
     def lasso(here: StandardForm, begin: Blocks, tol: float, limit: int) -> tuple[Blocks, Tensor]:
-        run = _Run(here, solver, _Settings(solver, tol, limit, None))
+        run = _Run(here, solver, _Settings(solver, tol, limit, None, stall_checks=_STALL_CHECKS_WARM))
         run.iterate(begin)
         return run.codes, run.steps_taken
 
@@ -381,9 +384,10 @@ class _Run:
 
     def _stalled(self, active: Tensor) -> Tensor:
         """Return which samples' best gap has hardly fallen over the last checks."""
-        if len(self._gaps) <= _STALL_CHECKS:
+        window = self.settings.stall_checks
+        if len(self._gaps) <= window:
             return torch.zeros(len(active), dtype=torch.bool)
-        before, now = self._gaps[-1 - _STALL_CHECKS][active], self._gaps[-1][active]
+        before, now = self._gaps[-1 - window][active], self._gaps[-1][active]
         return now > (1 - _STALL_FALL) * before
 
     def history(self) -> History:
