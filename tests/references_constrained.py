@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def basis_pursuit_lp(matrix: Tensor, signal: Tensor, weights: Tensor | None = None, *, nonnegative: bool = False) -> float:
+def basis_pursuit_lp(
+    matrix: Tensor, signal: Tensor, weights: Tensor | None = None, *, nonnegative: bool = False
+) -> float:
     """Return ``min Σ w_i|x_i|  s.t.  A x = y`` by SciPy's HiGHS, x split into its positive and negative part."""
     from scipy.optimize import linprog
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import deep_sparse_coding as dsc
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+import deep_sparse_coding as dsc
 
 
 def test_dictionaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

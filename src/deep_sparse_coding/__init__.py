@@ -51,6 +51,7 @@ from .problems import LayeredLasso as LayeredLasso
 from .problems import Problem as Problem
 from .solvers import FISTA as FISTA
 from .solvers import ChosenLam as ChosenLam
+from .solvers import ConvCoordinateDescent as ConvCoordinateDescent
 from .solvers import CoordinateDescent as CoordinateDescent
 from .solvers import Path as Path
 from .solvers import Progress as Progress

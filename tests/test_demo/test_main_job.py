@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,15 @@ import torch
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.demo import PRESETS, DemoResult, run_demo
+from deep_sparse_coding.demo.digits import run_digits
+from deep_sparse_coding.demo.progress import Stages
 
 SECTIONS = ("photograph", "atoms", "codes", "gap", "proofs", "network", "digits", "made")
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    state = torch.random.get_rng_state()
-    done = run_demo(tmp_path_factory.mktemp("demo") / "new" / "folder", preset_name="small", seed=0, quiet=True)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    return done
+    return run_demo(tmp_path_factory.mktemp("demo") / "new" / "folder", preset_name="small", seed=0, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,31 @@ def test_penalty_makes_activations_sparse(numbers: dict[str, Any]) -> None:
 
 def test_the_numbers_in_memory_are_those_in_the_file(result: DemoResult, numbers: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result.numbers)) == numbers
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if "seconds" not in key}
+    return value
+
+
+def test_the_same_seed_gives_the_same_numbers(numbers: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    again = run_demo(tmp_path, preset_name="small", seed=0, quiet=True)
+    assert without_times(again.numbers) == without_times(numbers)
+
+
+def test_training_leaves_threads_and_the_global_generator_alone() -> None:
+    settings = replace(PRESETS["small"], seeds=1, digit_epochs=1)
+    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = run_digits(settings, 0, Stages(quiet=True))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.summary() != run_digits(settings, 1, Stages(quiet=True)).summary()
 
 
 def test_an_unknown_preset_gives_near_misses(tmp_path: Path) -> None:

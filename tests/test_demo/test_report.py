@@ -56,6 +56,6 @@ def test_bounds_are_rounded_up(value: float, shown: str) -> None:
 
 
 def test_a_share_is_all_only_if_it_is() -> None:
-    assert percent(0.99999) == "99.9 %"
-    assert percent(1.0) == "100.0 %"
-    assert count(159440) == "159\u2009440"
+    assert percent(0.99999) == "99.9\u00a0%"
+    assert percent(1.0) == "100\u00a0%"
+    assert count(159440) == "159\u202f440"

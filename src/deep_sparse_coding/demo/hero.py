@@ -8,14 +8,14 @@ import numpy as np
 
 from .._drawing import BLUE, INK, MUTED, ORANGE, mosaic, style
 from ..plotting import draw_bound
-from .pages import Results, reach
+from .results import Results, reach
 from .words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH, _DPI = 16.0, 100
-_MARGIN, _GAP, _TOP = 0.25, 0.28, 0.76
+_MARGIN, _GAP, _TOP = 0.25, 0.28, 0.92
 # Two grids of 8 by 4 tiles above each other are about as wide as a picture is high.
 _SIDE, _ATOMS, _APART = 2.78, 2.64, 0.14
 _HEIGHT = _SIDE + _TOP + _MARGIN
@@ -38,25 +38,24 @@ def hero_png(results: Results) -> bytes:
             axes = figure.add_axes((left / _WIDTH, _MARGIN / _HEIGHT, width / _WIDTH, side / _HEIGHT))
             axes.set_axis_off()
             x = left / _WIDTH
-            figure.text(x, 1 - 0.27 / _HEIGHT, title, fontsize=13.5, color=INK, va="center")
-            figure.text(x, 1 - 0.55 / _HEIGHT, below, fontsize=9.5, color=MUTED, va="center")
+            figure.text(x, 1 - 0.32 / _HEIGHT, title, fontsize=16, color=INK, va="center")
+            figure.text(x, 1 - 0.65 / _HEIGHT, below, fontsize=12, color=MUTED, va="center")
             left += width + _GAP
             return axes
 
         region, pixels = photo.region.numpy(), photo.region.numel()
         gray = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bicubic"}
         panel(side, "A photograph", f"{count(pixels)} pixels").imshow(region, **gray)
-        shape = photo.codes[0].shape[1:]
         nonzeros = int((photo.codes[0] != 0).sum())
         axes = panel(
             side,
             "its reconstruction",
-            f"{photo.psnr(photo.reconstruction):.1f} dB from {count(nonzeros)} of {count(int(np.prod(shape)))} codes",
+            f"{photo.psnr(photo.reconstruction):.1f} dB from {count(nonzeros)} codes",
         )
         axes.imshow(photo.reconstruction.numpy(), **gray)
 
         width = _ATOMS
-        axes = panel(width, "from learned atoms", "layer 1, and layer 2 in the picture")
+        axes = panel(width, "from learned atoms", "of two layers")
         axes.set_xlim(0, width)
         axes.set_ylim(0, side)
         first = photo.model.layers[0].weight.detach()[:, 0].double().numpy()
@@ -77,7 +76,7 @@ def hero_png(results: Results) -> bytes:
         _overlay(axes, region, code.numpy(), stride, (size - 1) / 2)
 
         rest = _WIDTH - left - _MARGIN
-        axes = panel(rest, "computed by a plain CNN", "true error and proved bound, by depth")
+        axes = panel(rest, "a CNN within its bound", "a designed model, error by depth")
         axes.set_axis_on()
         bottom, inset = _MARGIN + 0.32, 0.46
         axes.set_position(
@@ -88,7 +87,10 @@ def hero_png(results: Results) -> bytes:
                 (side + _MARGIN - bottom - 0.12) / _HEIGHT,
             )
         )
+        axes.tick_params(labelsize=11)
         draw_bound(axes, designed.depths, designed.errors, designed.bounds, designed.layers)
+        for text in axes.texts:
+            text.set_fontsize(11)
         axes.set_xlabel("")
         axes.set_ylabel("")
         buffer = io.BytesIO()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .. import report as html
 from .._drawing import image_png, new_figure, style
-from ..dictionaries import Cascade, ConvDictionary
+from ..dictionaries import Cascade
 from ..guarantees import Guarantee
 from ..plotting import plot_atoms, plot_bound, plot_codes, plot_convergence, plot_sparsity
 from .designed import DesignedResult
 from .digits import DigitsResult
 from .photograph import PhotographResult
+from .results import Results, reach
 from .settings import DemoSettings
 from .words import count, percent, power, seconds
 
@@ -22,33 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class Results:
-    """Everything that the report is about.
-
-    Attributes:
-        settings: The preset.
-        seed: The seed.
-        photograph: The photograph and its codes.
-        designed: The model that meets the hypotheses.
-        digits: The networks that were trained.
-        seconds: Seconds per part.
-        versions: Versions by package.
-    """
-
-    settings: DemoSettings
-    seed: int
-    photograph: PhotographResult
-    designed: DesignedResult
-    digits: DigitsResult
-    seconds: dict[str, float]
-    versions: dict[str, str]
-
-
 def build(results: Results) -> str:
     """Return the report as HTML."""
     photo, designed, digits = results.photograph, results.designed, results.digits
-    zeros = 1 - sum(photo.summary()["nonzeros"]) / sum(photo.summary()["entries"])
+    numbers = photo.summary()
+    entries, proved = sum(numbers["entries"]), numbers["posterior"]
+    zeros = 1 - sum(numbers["nonzeros"]) / entries
+    decided = sum(proved["certain_zeros"] + proved["certain_support"]) / entries
     return html.page(
         title="A photograph, two layers of atoms, and what can be proved about them",
         eyebrow=f"deep_sparse_coding {results.versions['deep_sparse_coding']} · the main job",
@@ -60,11 +40,16 @@ def build(results: Results) -> str:
         numbers=html.stats(
             [
                 (f"{photo.psnr(photo.reconstruction):.1f}", "dB", "the reconstruction's signal to noise ratio"),
-                (percent(zeros).removesuffix(" %"), "%", "of all code entries are zero"),
-                (power(float(photo.solution.certificate.relative_gap.max())), "", "relative duality gap, certified"),
+                (percent(zeros).removesuffix("\u00a0%"), "%", "of all code entries are zero"),
+                (power(numbers["relative_gap"]), "", "relative duality gap, certified"),
+                (
+                    percent(decided).removesuffix("\u00a0%"),
+                    "%",
+                    "of the entries proved zero or not, after solving",
+                ),
                 (power(designed.net.error_bound), "", "proved error bound of the compiled CNN"),
                 (
-                    percent(digits.sparse.zero_fraction, 0).removesuffix(" %"),
+                    percent(digits.sparse.zero_fraction, 0).removesuffix("\u00a0%"),
                     "%",
                     f"zero activations with the penalty, {percent(digits.plain.zero_fraction, 0)} without",
                 ),
@@ -85,16 +70,6 @@ def build(results: Results) -> str:
             "they ship with scikit-learn. Statements G1, G2, G5, N1 and N2 are stated and proved in docs/theory.md."
         ),
     )
-
-
-def reach(model: Cascade, layer: int) -> tuple[int, int]:
-    """Return stride and size of the atoms of a layer in pixels of the signal."""
-    stride, size = 1, 1
-    for part in model.layers[:layer]:
-        if isinstance(part, ConvDictionary):
-            size += (part.kernel_size[0] - 1) * stride
-            stride *= part.stride[0]
-    return stride, size
 
 
 def _picture(results: Results) -> html.Section:
@@ -284,10 +259,10 @@ def _proofs(photo: PhotographResult, designed: DesignedResult) -> html.Section:
     body = (
         html.text(
             "*Before* a signal is seen, uniqueness (G1) and the equality of ℓ0 and ℓ1 (G2) follow from how alike the "
-            "atoms are: the Babel function μ_1(2κ − 1) must stay below 1, where κ is the most non-zeros of a code in "
-            "a stripe, near any one atom. Learned atoms are alike, neighbors overlap, and the codes of a photograph "
-            "are not that sparse, so nothing is proved for them; the table says by how much. Atoms designed to "
-            "differ pass."
+            "atoms are: the Babel function μ_1(2κ\u00a0−\u00a01) must stay below 1, where κ is the most non-zeros of "
+            "a code in a stripe, near any one atom. Learned atoms are alike, neighbors overlap, and the codes of a "
+            "photograph are not that sparse, so nothing is proved for them; the table says by how much. Atoms "
+            "designed to differ pass."
         )
         + html.table(
             [
@@ -296,7 +271,7 @@ def _proofs(photo: PhotographResult, designed: DesignedResult) -> html.Section:
                 "coherence μ",
                 "non-zeros κ per stripe",
                 "κ that G1 covers",
-                "μ_1(2κ − 1)",
+                "μ_1(2κ\u00a0−\u00a01)",
                 "must be below",
             ],
             rows,
@@ -391,6 +366,7 @@ def _digits(digits: DigitsResult) -> html.Section:
         for runs in (plain, sparse)
     ]
     layers = [row.name for row in plain.reports[0]]
+    change = f"{100 * (sparse.mean - plain.mean):+.2f}".replace("-", "−")
     body = (
         html.text(
             f"The same small CNN is trained on {count(digits.train)} handwritten digits of 8 by 8 pixels, without and "
@@ -410,7 +386,7 @@ def _digits(digits: DigitsResult) -> html.Section:
         + html.note(
             html.MEASURED,
             f"Zeros rose from {percent(plain.zero_fraction)} to {percent(sparse.zero_fraction)} of all activations; "
-            f"accuracy changed by {100 * (sparse.mean - plain.mean):+.2f} percentage points, where one digit is "
+            f"accuracy changed by {change} percentage points, where one digit is "
             f"{100 / digits.test:.2f}. Spread is the standard deviation over the networks.",
         )
     )

@@ -21,9 +21,10 @@ from ..report import write
 from .designed import run_designed
 from .digits import run_digits
 from .hero import hero_png
-from .pages import Results, build
+from .pages import build
 from .photograph import run_photograph
 from .progress import Stages
+from .results import Results
 from .settings import preset
 from .words import percent, power
 

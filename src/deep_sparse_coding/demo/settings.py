@@ -76,7 +76,7 @@ PRESETS = MappingProxyType(
             signals=24,
             seeds=5,
             digit_epochs=25,
-            penalty=1e-3,
+            penalty=3e-4,
         ),
         "small": DemoSettings(
             name="small",
@@ -97,7 +97,7 @@ PRESETS = MappingProxyType(
             signals=6,
             seeds=2,
             digit_epochs=3,
-            penalty=1e-3,
+            penalty=3e-4,
         ),
     }
 )

@@ -6,17 +6,19 @@ import math
 
 
 def count(value: int) -> str:
-    """Return a whole number with thin spaces between groups of three digits: 159 440."""
-    return f"{value:,}".replace(",", "\u2009")
+    """Return a whole number with narrow spaces, where no line breaks, between groups of three digits."""
+    return f"{value:,}".replace(",", "\u202f")
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a share in percent; it is rounded to 100 % only if it is all."""
+    """Return a share in percent; it is 100 only if it is all."""
+    if share == 1:
+        return "100\u00a0%"
     shown = 100 * share
     limit = 100 - 10.0**-digits
     if share < 1 and shown > limit:
         shown = limit
-    return f"{shown:.{digits}f} %"
+    return f"{shown:.{digits}f}\u00a0%"
 
 
 def power(value: float) -> str:

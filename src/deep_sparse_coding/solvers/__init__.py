@@ -3,14 +3,15 @@
 from .base import Solver as Solver
 from .base import State as State
 from .base import soft_threshold as soft_threshold
+from .convolutional import ConvCoordinateDescent as ConvCoordinateDescent
 from .coordinate import CoordinateDescent as CoordinateDescent
 from .lam_search import ChosenLam as ChosenLam
 from .lam_search import choose_lam as choose_lam
+from .loop import Progress as Progress
 from .path import Path as Path
 from .path import solve_path as solve_path
 from .proximal import FISTA as FISTA
 from .solution import History as History
 from .solution import Solution as Solution
 from .solution import Status as Status
-from .solve import Progress as Progress
 from .solve import solve as solve

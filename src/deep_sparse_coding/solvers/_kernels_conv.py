@@ -53,6 +53,7 @@ _ENERGY = 1e-4  # share of the gradient's energy at which they stop
 _TRIALS = 5  # halvings of a step that does not pay
 _STRIP = 16  # least rows of a strip
 _IDLE = {4: 3, 8: 6}  # rounds in a row without progress that end the work in a precision
+_FLOOR = 1e-6  # the gap counts against the objective, but not below this share of ½‖y‖²
 _COARSE = 1e-4  # the relative gap down to which float32 is good enough
 _FAINT = 1e-20  # kernels whose squared norm is below (or above its inverse) are not for float32
 _SMALLEST = 2.0**-100  # weights below have no influence on codes of scale one
@@ -64,7 +65,7 @@ class _Work:
     def __init__(
         self, grid: Grid, kernels: Reals, image: Reals, weights: Reals, start: Reals, nonnegative: bool, ring: bool
     ) -> None:
-        """Set up: `image` ``(C, H, W)``, `weights` and `start` ``(atoms, h, w)``, all at scale one."""
+        """Set up at scale one: `image` ``(C, H, W)``, `weights` ``(1 or h, atoms, 1 or w)``, `start` ``(atoms, h, w)``."""
         channels, height, width = image.shape
         self.grid, self.nonnegative, self.ring = grid, nonnegative, ring
         padded = np.zeros((*kernels.shape[:2], grid.wide), image.dtype)
@@ -74,7 +75,8 @@ class _Work:
         lines = np.zeros((grid.height + grid.lines + 1, grid.pitch), image.dtype)
         lines[: grid.height, :width] = image.transpose(1, 0, 2).reshape(height * channels, width)
         self.data, self.r = lines.reshape(-1), lines.copy().reshape(-1)
-        self.w = weights.transpose(1, 0, 2)
+        self.energy = 0.5 * float((self.data.astype(np.float64) ** 2).sum())
+        self.w = weights
         self.x = np.ascontiguousarray(start.transpose(1, 0, 2))
         self.used = (self.x != 0).any(2)
         self.g = np.zeros_like(self.x)
@@ -225,17 +227,13 @@ class _Work:
         spread(work)
         return float(self.row_ratio.max()) if self.row_ratio.size else 0.0
 
-    def relative_gap(self, worst: float) -> float:
-        """Return the duality gap over the objective, at the dual point θ = αr scaled into ``|d_iᵀθ| <= w_i``."""
-        rr, ry, penalty, inner = sums(
-            self.grid, self.r, self.data, self.g, self.place, self.values, self.weights
-        )  # fmt: skip
+    def gap(self, worst: float) -> tuple[float, float]:
+        """Return the objective and the duality gap, at the dual point θ = αr scaled into ``|d_iᵀθ| <= w_i``."""
+        rr, ry, penalty, inner = sums(self.grid, self.r, self.data, self.g, self.place, self.values, self.weights)
         alpha = max(ry / rr, 0.0) if rr > 0 else 0.0
         if alpha * worst > 1:
             alpha = 1 / worst
-        gap = max(0.5 * (1 - alpha) ** 2 * rr + (penalty - alpha * inner), 0.0)
-        objective = 0.5 * rr + penalty
-        return gap / objective if objective > 0 else 0.0
+        return 0.5 * rr + penalty, max(0.5 * (1 - alpha) ** 2 * rr + (penalty - alpha * inner), 0.0)
 
     def run(self, tol: float, rounds: int, spread: Spread) -> tuple[int, float]:
         """Return the rounds taken and the last relative gap."""
@@ -244,8 +242,9 @@ class _Work:
         self.residual(spread)
         while True:
             worst = self.gradient(spread)
-            gap = self.relative_gap(worst)
-            objective = objective_value(self.grid, self.r, self.values, self.weights)
+            objective, gap = self.gap(worst)
+            scale = max(objective, _FLOOR * self.energy)
+            gap = gap / scale if scale > 0 else 0.0
             idle = idle + 1 if gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.x.itemsize]) else 0
             best, lowest = min(best, gap), min(lowest, objective)
             if gap <= tol or done >= rounds or idle > _IDLE[self.x.itemsize]:
@@ -258,7 +257,6 @@ class _Work:
             if last:
                 self.newton(spread)
                 scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
-            if last:
                 self.residual(spread)
             done += 1
 
@@ -267,10 +265,10 @@ def _alone(work: Callable[[int, int], None]) -> None:
     work(0, 1)
 
 
-def _cast(w: Reals, kind: Any) -> Reals:
-    """Return weights in a precision, without memory along axes that only repeat them."""
-    core = w[tuple(slice(0, 1) if step == 0 else slice(None) for step in w.strides)]
-    return np.broadcast_to(core.astype(kind), w.shape)
+def _core(w: Floats, kind: Any) -> Reals:
+    """Return weights ``(h, atoms, width)`` in a precision, with one row or column for those that only repeat."""
+    core = w[: 1 if w.strides[0] == 0 else None, :, : 1 if w.strides[2] == 0 else None]
+    return np.ascontiguousarray(core, kind)
 
 
 def _geometry(
@@ -322,40 +320,100 @@ def solve_images(
     Source: relative gap as in G5 of docs/theory.md; coordinate descent on convolutions: Kavukcuoglu et al. 2010, by
     regions: Moreau, Oudre & Vayatis 2018 (this one: working sets, two colors instead of messages).
     """
+    batch = _Batch(kernels, images, weights, start, stride, ring, nonnegative)
     n = len(images)
-    atoms, channels, kh, kw = kernels.shape
-    lined = kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw).astype(np.float64)
-    norms = (lined**2).sum((1, 2))
-    coarse = bool((norms > _FAINT).all() and (norms < 1 / _FAINT).all())
     codes, rounds, gaps = np.zeros(start.shape), np.zeros(n, np.int64), np.zeros(n)
+    norms = (batch.kernels**2).sum((1, 2))
+    coarse = bool((norms > _FAINT).all() and (norms < 1 / _FAINT).all())
 
     def work(i: int, spread: Spread) -> None:
-        top = float(np.abs(images[i]).max())
-        # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
-        exponent = min(max(math.frexp(top)[1], -1000), 1000) if top > 0 else 0
-        image = images[i] * np.float64(2.0**-exponent)
-        w = np.maximum(weights[i if len(weights) > 1 else 0] * np.float64(2.0**-exponent), _SMALLEST)
-        w = np.broadcast_to(w, start.shape[1:])
-        x = start[i] * np.float64(2.0**-exponent)
-        x = np.where(np.isinf(w) | ((x < 0) & nonnegative), 0.0, x)
-        for kind in (np.dtype(np.float32), np.dtype(np.float64)):
-            if kind.itemsize == 4 and not coarse:
+        x = None
+        for kind, aim in ((np.float32, max(tol, _COARSE)), (np.float64, tol)):
+            if kind is np.float32 and not coarse:
                 continue
-            grid = _geometry(kernels.shape, images.shape[1:], stride, ring, kind.itemsize)
-            own = _Work(grid, lined.astype(kind), image.astype(kind), _cast(w, kind), x.astype(kind), nonnegative, ring)
-            aim = max(tol, _COARSE) if kind.itemsize == 4 else tol
+            own, up = batch.work(i, kind, x)
             taken, gaps[i] = own.run(aim, max_rounds - int(rounds[i]), spread)
             rounds[i] += taken
             x = own.x.transpose(1, 0, 2)
-            if gaps[i] <= tol or rounds[i] >= max_rounds:
+            codes[i] = x * up
+            if (gaps[i] <= tol and aim == tol) or rounds[i] >= max_rounds:
                 break
-        codes[i] = x * np.float64(2.0**exponent)
 
+    _share(work, n, threads)
+    return codes, rounds, gaps
+
+
+def assess_images(
+    kernels: Reals,
+    images: Reals,
+    weights: Reals,
+    codes: Reals,
+    stride: tuple[int, int] = (1, 1),
+    ring: bool = False,
+    nonnegative: bool = False,
+    threads: int | None = None,
+) -> tuple[Floats, Floats]:
+    """Return the objectives and the duality gaps of codes, in float64, each ``(n,)``; arguments as in `solve_images`.
+
+    Codes must keep to the problem: zero where the weight is inf, and not negative if `nonnegative`.
+    """
+    batch = _Batch(kernels, images, weights, codes, stride, ring, nonnegative)
+    objectives, gaps = np.zeros(len(images)), np.zeros(len(images))
+
+    def work(i: int, spread: Spread) -> None:
+        own, up = batch.work(i, np.float64, None)
+        own.residual(spread)
+        objective, gap = own.gap(own.gradient(spread))
+        objectives[i], gaps[i] = objective * up * up, gap * up * up
+
+    _share(work, len(images), threads)
+    return objectives, gaps
+
+
+class _Batch:
+    """The images of one call."""
+
+    def __init__(
+        self,
+        kernels: Reals,
+        images: Reals,
+        weights: Reals,
+        start: Reals,
+        stride: tuple[int, int],
+        ring: bool,
+        nonnegative: bool,
+    ) -> None:
+        atoms, channels, kh, kw = kernels.shape
+        self.shape = kernels.shape
+        self.kernels = kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw).astype(np.float64)
+        self.images, self.weights, self.start = images, weights, start
+        self.stride, self.ring, self.nonnegative = stride, ring, nonnegative
+
+    def work(self, i: int, kind: Any, x: Reals | None) -> tuple[_Work, np.float64]:
+        """Return image i at scale one, in a precision, at codes x or at its start; and the number to scale it back."""
+        image = self.images[i]
+        top = float(np.abs(image).max())
+        # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
+        exponent = min(max(math.frexp(top)[1], -1000), 1000) if top > 0 else 0
+        up, down = np.float64(2.0**exponent), np.float64(2.0**-exponent)
+        w = np.maximum(self.weights[i if len(self.weights) > 1 else 0] * down, _SMALLEST)
+        w = np.broadcast_to(w, self.start.shape[1:])
+        codes = self.start[i] * down if x is None else x
+        if x is None and codes.any():
+            codes = np.where(np.isinf(w) | ((codes < 0) & self.nonnegative), 0.0, codes)
+        grid = _geometry(self.shape, image.shape, self.stride, self.ring, np.dtype(kind).itemsize)
+        w = _core(w.transpose(1, 0, 2), kind)
+        image = (image * down).astype(kind)
+        return _Work(grid, self.kernels.astype(kind), image, w, codes.astype(kind), self.nonnegative, self.ring), up
+
+
+def _share(work: Callable[[int, Spread], None], n: int, threads: int | None) -> None:
+    """Call ``work(i, spread)`` for n images: threads take whole images if there are enough, else parts of each."""
     threads = (os.cpu_count() or 1) if threads is None else threads
     if threads <= 1:
         for i in range(n):
             work(i, _alone)
-        return codes, rounds, gaps
+        return
     with ThreadPoolExecutor(threads) as pool:
 
         def spread(task: Callable[[int, int], None]) -> None:
@@ -372,4 +430,3 @@ def solve_images(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return codes, rounds, gaps

@@ -22,6 +22,7 @@ def collect(
     """Count the entries of rows first..last that are in use or above `level`, or list them from starts[row] on."""
     atoms, width = x.shape[1], x.shape[2]
     bar = x.dtype.type(level)
+    tall, broad = int(w.shape[0] > 1), int(w.shape[2] > 1)
     for y in range(first, last):
         count = 0
         line = y * grid.down
@@ -31,7 +32,7 @@ def collect(
             for k in range(width):
                 value = x[y, a, k]
                 size = g[y, a, k] if nonnegative else abs(g[y, a, k])
-                if value != 0 or size > bar * w[y, a, k]:
+                if value != 0 or size > bar * w[y * tall, a, k * broad]:
                     if fill:
                         e = starts[y] + count
                         column = k * grid.right
@@ -42,7 +43,7 @@ def collect(
                         atom[e] = a
                         place[e] = (y * atoms + a) * width + k
                         values[e] = value
-                        weights[e] = w[y, a, k]
+                        weights[e] = w[y * tall, a, k * broad]
                     count += 1
         if not fill:
             starts[y + 1] = count

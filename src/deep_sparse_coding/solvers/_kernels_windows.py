@@ -66,7 +66,7 @@ def gradient_rows(
         grid: Sizes.
         r: The image's lines, flat; on rings with a margin that repeats what wraps around.
         kernels: ``(atoms, lines, wide)``, flat.
-        w: Weights ``(h, atoms, width)``, possibly repeated without memory.
+        w: Weights ``(1 or h, atoms, 1 or width)``; positive or inf.
         nonnegative: Whether only positive correlations violate.
         first: First row.
         last: One after the last row.
@@ -75,6 +75,7 @@ def gradient_rows(
     """
     pitch, lines, wide, step = grid.pitch, grid.lines, grid.wide, grid.right
     drop = grid.down * pitch
+    tall = int(w.shape[0] > 1)
     atoms, width = g.shape[1], g.shape[2]
     zero = r.dtype.type(0)
     one = r.dtype.type(1)
@@ -122,19 +123,19 @@ def gradient_rows(
                     break
                 source = top if k == 0 else low
                 largest = zero
-                if w.strides[2] == 0 or width == 1:
+                if w.shape[2] == 1:
                     for x in range(width):
                         value = source[x]
                         g[y, c, x] = value
                         size = abs(value) if not nonnegative else value
                         largest = size if size > largest else largest
-                    weight = w[y, c, 0]
+                    weight = w[y * tall, c, 0]
                     largest = largest * (one / weight) if weight > zero else zero
                 else:
                     for x in range(width):
                         value = source[x]
                         g[y, c, x] = value
-                        size = (abs(value) if not nonnegative else value) / w[y, c, x]
+                        size = (abs(value) if not nonnegative else value) / w[y * tall, c, x]
                         largest = size if size > largest else largest
                 row_ratio[y, c] = largest
 

@@ -35,7 +35,7 @@ _FINEST = 1e-14
 _RESOLVED = 1e-3
 # Where no support seen so far reaches ε, lam falls by this factor; below `_LOWEST`·lam_max·ε/‖b‖ nothing will.
 _DROP, _LOWEST = 0.05, 1e-6
-_RANGE_STEPS, _RANGE_TOL = 300, 1e-12
+_FIT_STEPS, _FIT_TOL = 300, 1e-12
 
 
 @dataclass(eq=False)
@@ -188,6 +188,7 @@ class _Search:
             for points, which in ((above, high), (below, ~high)):
                 put = which.nonzero().flatten()
                 points.put(active[put], here[put], *(select_blocks(b, put) for b in (codes, residual)), rho[put])
+            self._fit(active[high & ~below.known[active]], above, below)
             side[active] = torch.where(high, side[active].clamp_min(0) + 1, side[active].clamp_max(0) - 1)
             both = active[below.known[active]]
             if len(both):
@@ -216,14 +217,27 @@ class _Search:
             for block in self.best:
                 block[rows] = math.nan
 
-    def _inner_tol(
-        self, form: StandardForm, lam: Tensor, codes: Blocks, active: Tensor, accuracy: Tensor
-    ) -> float:
+    def _inner_tol(self, form: StandardForm, lam: Tensor, codes: Blocks, active: Tensor, accuracy: Tensor) -> float:
         """Return the relative gap g for the Lassos: it is g·P/lam in ours, and moves ρ by at most √(2gP)."""
         share = 0.5 * self.goal[active].square() / (lam * penalty(form, codes))
         share = torch.where(torch.isfinite(share), share, 1.0)
         gaps = torch.minimum(torch.full_like(share, 0.1 * self.tol), _RESOLVED * share) / (1 + share)
         return max(_FINEST, float((accuracy[active] * gaps).min()))
+
+    def _fit(self, rows: Tensor, above: _Points, below: _Points) -> None:
+        """Take the least-squares fit on the support of the points above as points below, at lam = 0, where it is one.
+
+        On one support and sign that is the end of the path, so that the line to it is the path itself.
+        """
+        if not len(rows):
+            return
+        form, points = self.form.select(rows), above.at(rows)
+        fit = least_squares(form, points.codes, points.residual, 0.5 * self.goal[rows])
+        residual = form.residual(fit)
+        norm = squared_norm(residual).sqrt()
+        put = (norm <= self.goal[rows]).nonzero().flatten()
+        zeros = torch.zeros_like(norm[put])
+        below.put(rows[put], zeros, *(select_blocks(b, put) for b in (fit, residual)), norm[put])
 
     def _judge(self, rows: Tensor, codes: Blocks) -> None:
         """Assess codes as they would be returned, and keep those that are better than what there is."""
@@ -284,7 +298,7 @@ def _blend(above: _Points, below: _Points, goal: Tensor) -> Blocks:
     t = torch.where(torch.isfinite(t), t, 0.0).clamp(0, 1)
     mixed = []
     for u, v in zip(above.codes, below.codes, strict=True):
-        mixed.append(v + t.reshape(-1, *(1,) * (v.ndim - 1)) * (u - v))
+        mixed.append(v + _by_sample(t, v) * (u - v))
     return tuple(mixed)
 
 
@@ -300,13 +314,11 @@ def _pull_inside(form: StandardForm, limits: Tensor, codes: Blocks, dtype: torch
         excess = squared_norm(residual).sqrt() - limits
         if not bool((excess > 0).any()):
             break
-        slope = tuple(
-            torch.where(x != 0, c, 0.0) for x, c in zip(codes, form.operator.analyze(residual), strict=True)
-        )
+        slope = tuple(torch.where(x != 0, c, 0.0) for x, c in zip(codes, form.operator.analyze(residual), strict=True))
         image = form.operator.synthesize(slope)
         pull = inner(residual, image) / limits.clamp_min(torch.finfo(torch.float64).tiny)
         t = torch.where((excess > 0) & (pull > 0), 2.0 * 2.0**power * excess / pull, 0.0)
-        moved = tuple(x + t.reshape(-1, *(1,) * (x.ndim - 1)) * s for x, s in zip(codes, slope, strict=True))
+        moved = tuple(x + _by_sample(t, x) * s for x, s in zip(codes, slope, strict=True))
         if form.nonnegative:
             moved = tuple(x.clamp_min(0) for x in moved)
         rounded = tuple(block.to(dtype) for block in moved)
@@ -326,24 +338,40 @@ def distance_to_range(form: StandardForm, limits: Tensor) -> Tensor:
         basis = basis[:, sizes > largest * max(matrix.shape) * torch.finfo(torch.float64).eps]
         flat = form.data[0].flatten(1)
         return torch.linalg.vector_norm(flat - (flat @ basis) @ basis.T, dim=1)
-    residual = form.data
-    back = form.operator.analyze(residual)
+    everything = tuple(torch.ones_like(block) for block in form.zeros())
+    fit = least_squares(form, everything, form.data, 0.5 * limits)
+    residual = form.residual(tuple(x - e for x, e in zip(fit, everything, strict=True)))
+    return squared_norm(residual).sqrt()
+
+
+def least_squares(form: StandardForm, codes: Blocks, residual: Blocks, enough: Tensor) -> Blocks:
+    """Return ``codes + δ`` with δ on their support and ``‖residual - A δ‖`` small, by conjugate gradients.
+
+    A sample is done when that norm is below `enough`, or cannot fall any further.
+    """
+    support = tuple((x != 0).to(torch.float64) for x in codes)
+    back = tuple(s * c for s, c in zip(support, form.operator.analyze(residual), strict=True))
     step, old = back, squared_norm(back)
     first = old.clone()
-    for _ in range(_RANGE_STEPS):
-        going = (squared_norm(residual).sqrt() >= 0.5 * limits) & (old > _RANGE_TOL**2 * first)
+    for _ in range(_FIT_STEPS):
+        going = (squared_norm(residual).sqrt() > enough) & (old > _FIT_TOL**2 * first)
         if not bool(going.any()):
             break
         image = form.operator.synthesize(step)
         curvature = squared_norm(image)
         move = torch.where(going & (curvature > 0), old / curvature, 0.0)
-        residual = tuple(r - move.reshape(-1, *(1,) * (a.ndim - 1)) * a for r, a in zip(residual, image, strict=True))
-        back = form.operator.analyze(residual)
+        codes = tuple(x + _by_sample(move, d) * d for x, d in zip(codes, step, strict=True))
+        residual = tuple(r - _by_sample(move, a) * a for r, a in zip(residual, image, strict=True))
+        back = tuple(s * c for s, c in zip(support, form.operator.analyze(residual), strict=True))
         new = squared_norm(back)
         turn = torch.where(going & (old > 0), new / old, 0.0)
-        step = tuple(b + turn.reshape(-1, *(1,) * (b.ndim - 1)) * s for b, s in zip(back, step, strict=True))
+        step = tuple(b + _by_sample(turn, d) * d for b, d in zip(back, step, strict=True))
         old = new
-    return squared_norm(residual).sqrt()
+    return codes
+
+
+def _by_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _copy(blocks: Blocks) -> Blocks:

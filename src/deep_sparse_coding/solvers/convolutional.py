@@ -11,21 +11,27 @@ from deep_sparse_coding.dictionaries import ConvDictionary
 from deep_sparse_coding.problems import Blocks, StandardForm
 from deep_sparse_coding.problems.operators import SingleOperator
 
-from .base import CodesState, Solver
+from .base import Solver, State, select_blocks
 
 # The kernel aims below tol: what it proves must survive rounding of the codes to the user's precision.
 _AIM = {torch.float64: 0.9, torch.float32: 0.8}
 
 
 @dataclass(frozen=True, eq=False)
-class ConvCoordinateState(CodesState):
-    """Codes, and the relative gap to aim at.
+class ConvCoordinateState(State):
+    """Codes, the relative gap to aim at, and the codes before they were rounded to the user's precision.
 
     Attributes:
         aim: The kernel's own tolerance.
+        exact: Codes in float64, or those of the start: the next step goes on from here and not from rounded ones.
     """
 
     aim: float
+    exact: Tensor
+
+    def select(self, keep: Tensor) -> ConvCoordinateState:
+        """Return the state of the samples `keep`."""
+        return replace(self, codes=select_blocks(self.codes, keep), exact=self.exact[keep])
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
     Attributes:
         rounds: The most rounds of one step; `steps` of a solution counts rounds.
 
-    Source: Kavukcuoglu et al. 2010 (coordinate descent on convolutions); Massias, Gramfort & Salmon 2018 (working sets).
+    Source: Kavukcuoglu et al. 2010 (coordinate descent on convolutions); Massias, Gramfort & Salmon 2018 (working
+    sets); Moreau, Oudre & Vayatis 2018 (regions).
     """
 
     rounds: int = 50
@@ -63,7 +70,7 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
 
     def init(self, form: StandardForm, start: Blocks, tol: float) -> ConvCoordinateState:
         """Return the state at `start`."""
-        return ConvCoordinateState(start, 0, _AIM[form.data[0].dtype] * tol)
+        return ConvCoordinateState(start, 0, _AIM[form.data[0].dtype] * tol, start[0])
 
     def step(self, form: StandardForm, state: ConvCoordinateState) -> ConvCoordinateState:
         """Return the state after one run of the kernel."""
@@ -78,7 +85,7 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
             _image(dictionary.kernels.detach(), line).numpy(),
             _image(form.data[0], line).numpy(),
             _image(form.weights[0], line).numpy(),
-            _image(state.codes[0], line).numpy(),
+            _image(state.exact, line).numpy(),
             (1, dictionary.stride[0]) if line else (dictionary.stride[0], dictionary.stride[1]),
             dictionary.boundary == "circular",
             form.nonnegative,
@@ -86,9 +93,9 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
             self.rounds,
             threads=torch.get_num_threads(),
         )
-        block = torch.from_numpy(codes).to(form.data[0].dtype).reshape(state.codes[0].shape)
+        exact = torch.from_numpy(codes).reshape(state.exact.shape)
         used = int(rounds.max()) if len(rounds) else 0
-        return replace(state, codes=(block,), steps=state.steps + max(used, 1))
+        return replace(state, codes=(exact.to(form.data[0].dtype),), steps=state.steps + max(used, 1), exact=exact)
 
 
 def _image(tensor: Tensor, line: bool) -> Tensor:

@@ -101,17 +101,17 @@ def choose_lam(
     nonnegative: bool = False,
     mask: Tensor | None = None,
     solver: Solver[Any] | None = None,
-    tol: float = 1e-6,
+    tol: float = 1e-5,
     max_steps: int = 10_000,
     max_solves: int = 60,
 ) -> ChosenLam:
     """Return the lam of a `Lasso`, one for the whole batch, that meets a target of density or of noise.
 
     With ``density`` the share of non-zero code entries over all samples, ``Σ‖x_i‖₀ / (samples·entries)``, comes within
-    `accuracy` (relative) of it; where it jumps past the target, the lam on the nearer side of the jump is returned. With
-    ``noise``, the standard deviation of the noise per entry, the residual has that size, the discrepancy principle:
-    ``Σ‖M(y_i - D x_i)‖² = noise²·n``, n the number of observed entries of all samples together: on average over samples,
-    for a single sample ``‖y - D x‖ = noise·√n``; again within `accuracy`, relative, of the root.
+    `accuracy` (relative) of it; where it jumps past the target, the lam on the nearer side of the jump is returned.
+    With ``noise``, the standard deviation of the noise per entry, the residual has that size, the discrepancy
+    principle: ``Σ‖M(y_i - D x_i)‖² = noise²·n``, n the number of observed entries of all samples together. So it holds
+    on average over the samples (of one sample ``‖y - D x‖ = noise·√n``), again within `accuracy` of it.
 
     The residual norm ρ(λ) never falls and ρ(λ)/λ never rises with λ, so ``λ·ε/ρ(λ)`` stays on its side of the solution;
     between these bounds a secant in λ² is exact while the support stays. All solves start from the codes of the last.
@@ -154,10 +154,10 @@ def choose_lam(
             asked = f"noise {target:g}"
     # What was reached must not be silent where it is not what was asked for, nor proved.
     reached = best.density if density is not None else best.noise
-    if len(search.points) >= max_solves and abs(reached / target - 1) > accuracy:
+    if abs(reached / target - 1) > accuracy and (noise is not None or len(search.points) >= max_solves):
         warnings.warn(
-            f"{asked} was not met within {accuracy:.2g} after {max_solves} solves, {reached:.4g} was reached; raise "
-            "max_solves or accuracy",
+            f"{asked} was not met within {accuracy:.2g} after {len(search.points)} solves, {reached:.4g} was reached; "
+            "raise max_solves or accuracy, or have the problems solved better (tol, max_steps)",
             DSCWarning,
             stacklevel=2,
         )
@@ -237,8 +237,8 @@ class _Search:
         most = observed(self.problem, self.signal) / samples / entries
         if target > max(most, 1 / entries) * (1 + self.accuracy):
             raise ParameterError(
-                f"density is {target:g}; expected at most {most:.4g}: a code needs no more non-zeros than its signal has "
-                f"observed entries, and it has {entries}"
+                f"density is {target:g}; expected at most {most:.4g}: a code needs no more non-zeros than its signal "
+                f"has observed entries, and it has {entries} entries"
             )
         high, low = None, None  # the points of larger and of smaller lam around the target
         lam = 0.5 * self.largest
@@ -253,13 +253,14 @@ class _Search:
             if low is None:
                 if lam <= _FLOOR * self.largest:
                     raise ParameterError(
-                        f"density is {target:g} and cannot be reached: at lam = {lam:.3g}, {_FLOOR:g} of lam_max, it is "
-                        f"{point.density:.4g}; expected at most that"
+                        f"density is {target:g} and cannot be reached: at lam = {lam:.3g}, {_FLOOR:g} of lam_max, it "
+                        f"is {point.density:.4g}; expected at most that"
                     )
                 lam = max(_FLOOR * self.largest, 0.5 * lam)
                 continue
             above = (self.largest, 0.0) if high is None else (high.lam, high.density)
-            if above[0] / low.lam <= _TIGHT:
+            # Nothing lies between two counts that differ by one entry of one sample.
+            if above[0] / low.lam <= _TIGHT or low.density - above[1] < 1.5 / (entries * samples):
                 break
             share = (target - above[1]) / (low.density - above[1])
             # A false position that stays well inside, so that the bracket shrinks on both sides.
@@ -300,10 +301,13 @@ class _Search:
                 low = max(low, lam * target / point.noise if point.noise > 0 else lam)
                 other = above
             lam = _secant((lam, point.noise), other, target)
-            least = max(low, _FLOOR * self.largest, _LARGEST_STEP * high if below is None else 0.0)
-            if not least < lam < high:
-                lam = math.sqrt(low * high) if below is not None else least
-            if high / lam <= 1 + 1e-9 and below is not None and high / low <= 1 + 1e-9:
+            if below is None and not _LARGEST_STEP * high < lam < high:
+                # `high` is never past the solution; where it hardly falls the target lies near what can be reached.
+                lam = high if high < 0.8 * point.lam else 0.5 * high
+            if not low <= lam <= high:  # or NaN
+                lam = math.sqrt(low * high) if low > 0 else high
+            lam = max(lam, _FLOOR * self.largest)
+            if abs(lam / point.lam - 1) < 1e-9:
                 break
         return min(self.points, key=lambda point: abs(point.noise - target))
 

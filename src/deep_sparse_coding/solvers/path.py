@@ -87,9 +87,9 @@ def solve_path(
     """Solve a problem for falling lams, each started from the codes of the one before.
 
     A count asks for a grid that falls geometrically from 1 to `ratio`, shared by all samples as fractions of each
-    sample's own lam_max: the first codes are all zero. (For a sample that is zero or not finite 1 stands in.) A sequence
-    is taken as it is, the same lam for all samples. The problem's own lam is replaced; where there are several layers,
-    lam stands for the first layer's, and the others keep their ratio to it.
+    sample's own lam_max: the first codes are all zero. (For a sample that is zero or not finite 1 stands in.) A
+    sequence is taken as it is, the same lam for all samples. The problem's own lam is replaced; where there are several
+    layers, lam stands for the first layer's, and the others keep their ratio to it.
 
     Args:
         problem: A `Lasso`, `JointLasso` or `LayeredLasso` whose lams are numbers. Atoms are told apart by ``weights=``.

@@ -1,12 +1,10 @@
-"""The one loop: step, check the certificate, let samples go as they end."""
+"""`solve`: check what is given, choose a solver, run the loop, certify the answer, say what must be said."""
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -25,46 +23,14 @@ from deep_sparse_coding.problems import (
     Problem,
     StandardForm,
     assess,
-    assess_form,
 )
 
-from .base import Solver, State, select_blocks
+from .base import Solver, select_blocks
 from .choice import choose_solver
 from .constrained import solve_pursuit
 from .gradients import attach_gradients
+from .loop import STALL_CHECKS_WARM, Callback, Progress, Run, Settings
 from .solution import History, Solution, Status
-
-# The gap counts as falling while it loses this share of itself over a window of checks.
-_STALL_FALL = 0.02
-_STALL_CHECKS = 8
-# Started near the answer to a neighboring problem, an accelerated method first loses ground: patience is longer.
-_STALL_CHECKS_WARM = 24
-# A check costs about two steps: it comes again after this share of the steps so far.
-_CHECK_SHARE = 0.125
-
-
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """What a callback sees at every check.
-
-    Attributes:
-        step: Steps taken.
-        max_steps: The limit.
-        active: Samples that have not ended.
-        samples: Samples in all.
-        relative_gap: The largest relative gap of the active ones.
-        layer: The layer at work, counted from 1, for layered problems; else 1.
-    """
-
-    step: int
-    max_steps: int
-    active: int
-    samples: int
-    relative_gap: float
-    layer: int = 1
-
-
-Callback = Callable[[Progress], bool | None]
 
 
 def solve(
@@ -132,20 +98,10 @@ def solve_quietly(
     signal = problem.check_signal(signal)
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
-        settings = _Settings(solver, tol, max_steps, callback)
+        settings = Settings(solver, tol, max_steps, callback)
         if isinstance(problem, LayeredLasso | LayeredBasisPursuit):
             return _solve_layers(problem, signal, settings, blocks)
         return _solve_single(problem, signal, settings, blocks)
-
-
-@dataclass(frozen=True, eq=False)
-class _Settings:
-    solver: Solver[Any] | None
-    tol: float
-    max_steps: int
-    callback: Callback | None
-    layer: int = 1
-    stall_checks: int = _STALL_CHECKS
 
 
 def _check_start(problem: Problem, signal: Tensor, start: Codes) -> Blocks:
@@ -159,7 +115,7 @@ def _check_start(problem: Problem, signal: Tensor, start: Codes) -> Blocks:
     return blocks
 
 
-def _solve_single(problem: Problem, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     if isinstance(problem, ConvexProblem):
         return _solve_convex(problem, signal, settings, start)
     if isinstance(problem, BasisPursuit):
@@ -167,7 +123,7 @@ def _solve_single(problem: Problem, signal: Tensor, settings: _Settings, start: 
     raise UnsupportedError(f"solve does not take a {type(problem).__name__}")
 
 
-def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     form = problem.form(signal).cast(torch.float64)
     solver = settings.solver or choose_solver(form)
     reason = solver.refuse(form)
@@ -175,7 +131,7 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: _Settings, s
         raise UnsupportedError(reason)
 
     def lasso(here: StandardForm, begin: Blocks, tol: float, limit: int) -> tuple[Blocks, Tensor]:
-        run = _Run(here, solver, _Settings(solver, tol, limit, None, stall_checks=_STALL_CHECKS_WARM))
+        run = Run(here, here, solver, Settings(solver, tol, limit, None, stall_checks=STALL_CHECKS_WARM))
         run.iterate(begin)
         return run.codes, run.steps_taken
 
@@ -195,7 +151,7 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: _Settings, s
     )
 
 
-def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: _Settings, start: Blocks | None) -> Solution:
+def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     form = problem.form(signal)
     solver = settings.solver or choose_solver(form)
     reason = solver.refuse(form)
@@ -204,7 +160,8 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: _Settings, s
     finite = _finite_samples(form)
     good = finite.nonzero().flatten()
     whole = len(good) == form.batch
-    run = _Run(form if whole else form.select(good), solver, settings)
+    exact = problem.exact_form(signal)
+    run = Run(form if whole else form.select(good), exact if whole else exact.select(good), solver, settings)
     begin = form.zeros() if start is None else start
     run.iterate(begin if whole else select_blocks(begin, good))
 
@@ -253,14 +210,14 @@ def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Statu
 
 
 def _solve_layers(
-    problem: LayeredLasso | LayeredBasisPursuit, signal: Tensor, settings: _Settings, start: Blocks | None
+    problem: LayeredLasso | LayeredBasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None
 ) -> Solution:
     current, solutions = signal, []
     stopped = False
     for j, stage in enumerate(problem.stages):
         # After a stop the layers above are left at their start: what was not worked on is not made up.
         limit = 0 if stopped else settings.max_steps
-        here = _Settings(settings.solver, settings.tol, limit, settings.callback, layer=j + 1)
+        here = Settings(settings.solver, settings.tol, limit, settings.callback, layer=j + 1)
         solution = _solve_single(stage, current, here, None if start is None else (start[j],))
         solutions.append(solution)
         stopped = stopped or solution.stopped
@@ -278,127 +235,6 @@ def _solve_layers(
         signal.detach(),
         stopped,
     )
-
-
-class _Run:
-    """One pass of the loop over a flat batch of finite samples."""
-
-    def __init__(self, form: StandardForm, solver: Solver[Any], settings: _Settings) -> None:
-        self.form, self.solver, self.settings = form, solver, settings
-        self.exact = form.cast(torch.float64)
-        batch = form.batch
-        self.status = torch.full((batch,), int(Status.MAX_STEPS))
-        self.steps_taken = torch.zeros(batch, dtype=torch.int64)
-        self.best_gap = torch.full((batch,), math.inf, dtype=torch.float64)
-        self.codes: Blocks = form.zeros()
-        self.stopped = False
-        self._checks: list[tuple[int, float, Tensor, Tensor]] = []
-        self._gaps: list[Tensor] = []
-        self._steps_before = 0
-        self._began = time.perf_counter()
-
-    def iterate(self, start: Blocks) -> None:
-        """Step and check until every sample has ended; what float32 cannot finish goes on in float64."""
-        self.codes = tuple(block.clone() for block in start)
-        everyone = torch.arange(self.form.batch)
-        self._pass(self.form, everyone, start)
-        if self.form.data[0].dtype == torch.float32:
-            stuck = (self.status == Status.STALLED).nonzero().flatten()
-            here = stuck.to(self.form.data[0].device)
-            best = tuple(block.double() for block in select_blocks(self.codes, here))
-            self._gaps.clear()
-            self._pass(self.exact.select(here), stuck, best)
-
-    def _pass(self, form: StandardForm, active: Tensor, start: Blocks) -> None:
-        """Run the loop for the samples `active`, in the precision of `form`."""
-        limit = self.settings.max_steps - self._steps_before
-        if not len(active) or limit < 0 or self.stopped:
-            return
-        self.status[active] = int(Status.MAX_STEPS)
-        exact = form.cast(torch.float64)
-        state = self.solver.init(form, start, self.settings.tol)
-        next_check = 0
-        while True:
-            if state.steps >= next_check or state.steps >= limit:
-                keep = self._check(exact, state, active)
-                if self.stopped or not len(keep) or state.steps >= limit:
-                    break
-                if len(keep) < len(active):
-                    here = keep.to(form.data[0].device)
-                    form, exact, state = form.select(here), exact.select(here), state.select(here)
-                    active = active[keep]
-                next_check = state.steps + max(self.solver.check_every, int(_CHECK_SHARE * state.steps))
-            state = self.solver.step(form, state)
-        self._steps_before += state.steps
-
-    def _check(self, exact: StandardForm, state: State, active: Tensor) -> Tensor:
-        """Assess the active samples, keep the best codes, end those that are done; return the indices that go on."""
-        # What is judged is what would be returned: codes in the user's precision.
-        codes = tuple(block.to(self.codes[0].dtype) for block in state.codes)
-        step, seconds = self._steps_before + state.steps, time.perf_counter() - self._began
-        certificate = assess_form(exact, codes)
-        gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
-        finite = torch.isfinite(objective) & torch.isfinite(gap)
-        unchanged = self._unchanged(codes, active)
-        better = finite & (gap < self.best_gap[active])
-        if bool(better.any()):
-            rows = better.nonzero().flatten()
-            self.best_gap[active[rows]] = gap[rows]
-            for best, block in zip(self.codes, codes, strict=True):
-                best[active[rows].to(best.device)] = block[rows.to(block.device)]
-        self.steps_taken[active] = step
-        self._record(step, seconds, active, objective, gap)
-
-        ended = torch.full((len(active),), -1)
-        stalled = self._stalled(active) | (unchanged & (state.steps > 0))
-        ended[stalled] = int(Status.STALLED)
-        ended[~finite] = int(Status.DIVERGED)
-        ended[finite & (gap <= self.settings.tol)] = int(Status.CONVERGED)
-        done = ended >= 0
-        self.status[active[done]] = ended[done]
-        keep = (~done).nonzero().flatten()
-        callback = self.settings.callback
-        if callback is not None:
-            worst = float(gap[keep].max()) if len(keep) else float(gap.max())
-            seen = Progress(step, self.settings.max_steps, len(keep), self.form.batch, worst, self.settings.layer)
-            self.stopped = callback(seen) is True
-        return keep
-
-    def _unchanged(self, codes: Blocks, active: Tensor) -> Tensor:
-        """Return which samples hold the very codes that were best before: a fixed point of the arithmetic."""
-        same = torch.ones(len(active), dtype=torch.bool)
-        for best, block in zip(self.codes, codes, strict=True):
-            rows = best if len(active) == len(best) else best[active.to(best.device)]
-            same &= (rows == block).flatten(1).all(1).cpu()
-        return same
-
-    def _record(self, step: int, seconds: float, active: Tensor, objective: Tensor, gap: Tensor) -> None:
-        if self._checks:
-            objectives, gaps = self._checks[-1][2].clone(), self._checks[-1][3].clone()
-        else:
-            objectives = torch.full((self.form.batch,), math.nan, dtype=torch.float64)
-            gaps = objectives.clone()
-        objectives[active], gaps[active] = objective, gap
-        self._checks.append((step, seconds, objectives, gaps))
-        self._gaps.append(self.best_gap.clone())
-
-    def _stalled(self, active: Tensor) -> Tensor:
-        """Return which samples' best gap has hardly fallen over the last checks."""
-        window = self.settings.stall_checks
-        if len(self._gaps) <= window:
-            return torch.zeros(len(active), dtype=torch.bool)
-        before, now = self._gaps[-1 - window][active], self._gaps[-1][active]
-        return now > (1 - _STALL_FALL) * before
-
-    def history(self) -> History:
-        """Return what the checks saw."""
-        empty = torch.zeros(0, self.form.batch, dtype=torch.float64)
-        return History(
-            tuple(check[0] for check in self._checks),
-            tuple(check[1] for check in self._checks),
-            torch.stack([check[2] for check in self._checks]) if self._checks else empty,
-            torch.stack([check[3] for check in self._checks]) if self._checks else empty,
-        )
 
 
 def _finite_samples(form: StandardForm) -> Tensor:

@@ -1,0 +1,191 @@
+"""The one loop: step, check the certificate, let samples go as they end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deep_sparse_coding.problems import Blocks, StandardForm, assess_form
+
+from .base import Solver, State, select_blocks
+from .solution import History, Status
+
+# The gap counts as falling while it loses this share of itself over a window of checks.
+_STALL_FALL = 0.02
+_STALL_CHECKS = 8
+# Started near the answer to a neighboring problem, an accelerated method first loses ground: patience is longer.
+STALL_CHECKS_WARM = 24
+# A check costs about two steps: it comes again after this share of the steps so far.
+_CHECK_SHARE = 0.125
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What a callback sees at every check.
+
+    Attributes:
+        step: Steps taken.
+        max_steps: The limit.
+        active: Samples that have not ended.
+        samples: Samples in all.
+        relative_gap: The largest relative gap of the active ones.
+        layer: The layer at work, counted from 1, for layered problems; else 1.
+    """
+
+    step: int
+    max_steps: int
+    active: int
+    samples: int
+    relative_gap: float
+    layer: int = 1
+
+
+Callback = Callable[[Progress], bool | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What one run of the loop is told.
+
+    Attributes:
+        solver: The solver, or None to have one chosen.
+        tol: The relative gap at which a sample has converged.
+        max_steps: The most steps.
+        callback: Called at every check.
+        layer: What `Progress` says.
+        stall_checks: Checks without progress after which a sample has stalled.
+    """
+
+    solver: Solver[Any] | None
+    tol: float
+    max_steps: int
+    callback: Callback | None
+    layer: int = 1
+    stall_checks: int = _STALL_CHECKS
+
+
+class Run:
+    """One pass of the loop over a flat batch of finite samples."""
+
+    def __init__(self, form: StandardForm, exact: StandardForm, solver: Solver[Any], settings: Settings) -> None:
+        """Hold the form to work on and the same in float64, by which it is judged."""
+        self.form, self.exact, self.solver, self.settings = form, exact, solver, settings
+        batch = form.batch
+        self.status = torch.full((batch,), int(Status.MAX_STEPS))
+        self.steps_taken = torch.zeros(batch, dtype=torch.int64)
+        self.best_gap = torch.full((batch,), math.inf, dtype=torch.float64)
+        self.codes: Blocks = form.zeros()
+        self.stopped = False
+        self._checks: list[tuple[int, float, Tensor, Tensor]] = []
+        self._gaps: list[Tensor] = []
+        self._steps_before = 0
+        self._began = time.perf_counter()
+
+    def iterate(self, start: Blocks) -> None:
+        """Step and check until every sample has ended; what float32 cannot finish goes on in float64."""
+        self.codes = tuple(block.clone() for block in start)
+        everyone = torch.arange(self.form.batch)
+        self._pass(self.form, self.exact, everyone, start)
+        if self.form.data[0].dtype == torch.float32:
+            stuck = (self.status == Status.STALLED).nonzero().flatten()
+            here = stuck.to(self.form.data[0].device)
+            best = tuple(block.double() for block in select_blocks(self.codes, here))
+            self._gaps.clear()
+            finish = self.exact.select(here)
+            self._pass(finish, finish, stuck, best)
+
+    def _pass(self, form: StandardForm, exact: StandardForm, active: Tensor, start: Blocks) -> None:
+        """Run the loop for the samples `active`, in the precision of `form`, judged by `exact`."""
+        limit = self.settings.max_steps - self._steps_before
+        if not len(active) or limit < 0 or self.stopped:
+            return
+        self.status[active] = int(Status.MAX_STEPS)
+        state = self.solver.init(form, start, self.settings.tol)
+        next_check = 0
+        while True:
+            if state.steps >= next_check or state.steps >= limit:
+                keep = self._check(exact, state, active)
+                if self.stopped or not len(keep) or state.steps >= limit:
+                    break
+                if len(keep) < len(active):
+                    here = keep.to(form.data[0].device)
+                    form, exact, state = form.select(here), exact.select(here), state.select(here)
+                    active = active[keep]
+                next_check = state.steps + max(self.solver.check_every, int(_CHECK_SHARE * state.steps))
+            state = self.solver.step(form, state)
+        self._steps_before += state.steps
+
+    def _check(self, exact: StandardForm, state: State, active: Tensor) -> Tensor:
+        """Assess the active samples, keep the best codes, end those that are done; return the indices that go on."""
+        # What is judged is what would be returned: codes in the user's precision.
+        codes = tuple(block.to(self.codes[0].dtype) for block in state.codes)
+        step, seconds = self._steps_before + state.steps, time.perf_counter() - self._began
+        certificate = assess_form(exact, codes)
+        gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
+        finite = torch.isfinite(objective) & torch.isfinite(gap)
+        unchanged = self._unchanged(codes, active)
+        better = finite & (gap < self.best_gap[active])
+        if bool(better.any()):
+            rows = better.nonzero().flatten()
+            self.best_gap[active[rows]] = gap[rows]
+            for best, block in zip(self.codes, codes, strict=True):
+                best[active[rows].to(best.device)] = block[rows.to(block.device)]
+        self.steps_taken[active] = step
+        self._record(step, seconds, active, objective, gap)
+
+        ended = torch.full((len(active),), -1)
+        stalled = self._stalled(active) | (unchanged & (state.steps > 0))
+        ended[stalled] = int(Status.STALLED)
+        ended[~finite] = int(Status.DIVERGED)
+        ended[finite & (gap <= self.settings.tol)] = int(Status.CONVERGED)
+        done = ended >= 0
+        self.status[active[done]] = ended[done]
+        keep = (~done).nonzero().flatten()
+        callback = self.settings.callback
+        if callback is not None:
+            worst = float(gap[keep].max()) if len(keep) else float(gap.max())
+            seen = Progress(step, self.settings.max_steps, len(keep), self.form.batch, worst, self.settings.layer)
+            self.stopped = callback(seen) is True
+        return keep
+
+    def _unchanged(self, codes: Blocks, active: Tensor) -> Tensor:
+        """Return which samples hold the very codes that were best before: a fixed point of the arithmetic."""
+        same = torch.ones(len(active), dtype=torch.bool)
+        for best, block in zip(self.codes, codes, strict=True):
+            rows = best if len(active) == len(best) else best[active.to(best.device)]
+            same &= (rows == block).flatten(1).all(1).cpu()
+        return same
+
+    def _record(self, step: int, seconds: float, active: Tensor, objective: Tensor, gap: Tensor) -> None:
+        if self._checks:
+            objectives, gaps = self._checks[-1][2].clone(), self._checks[-1][3].clone()
+        else:
+            objectives = torch.full((self.form.batch,), math.nan, dtype=torch.float64)
+            gaps = objectives.clone()
+        objectives[active], gaps[active] = objective, gap
+        self._checks.append((step, seconds, objectives, gaps))
+        self._gaps.append(self.best_gap.clone())
+
+    def _stalled(self, active: Tensor) -> Tensor:
+        """Return which samples' best gap has hardly fallen over the last checks."""
+        window = self.settings.stall_checks
+        if len(self._gaps) <= window:
+            return torch.zeros(len(active), dtype=torch.bool)
+        before, now = self._gaps[-1 - window][active], self._gaps[-1][active]
+        return now > (1 - _STALL_FALL) * before
+
+    def history(self) -> History:
+        """Return what the checks saw."""
+        empty = torch.zeros(0, self.form.batch, dtype=torch.float64)
+        return History(
+            tuple(check[0] for check in self._checks),
+            tuple(check[1] for check in self._checks),
+            torch.stack([check[2] for check in self._checks]) if self._checks else empty,
+            torch.stack([check[3] for check in self._checks]) if self._checks else empty,
+        )
