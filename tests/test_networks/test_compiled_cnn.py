@@ -150,3 +150,11 @@ def test_refuses_what_is_no_model() -> None:
 def test_refuses_places_without_a_second_layer(model: dsc.Cascade) -> None:
     with pytest.raises(ParameterError, match="place_sparsity is 4; expected None"):
         to_cnn(model.layers[0], sparsity=1, place_sparsity=4)
+
+
+def test_compiling_leaves_the_global_generator_alone() -> None:
+    model = dsc.ConvDictionary.low_coherence(atoms=4, channels=1, size=(8,), stride=4, seed=0)
+    state = torch.random.get_rng_state()
+    dsc.to_cnn(model, sparsity=1)
+    dsc.to_cnn(dsc.DenseDictionary.dct(8, 8), sparsity=2)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -372,7 +372,8 @@ def _digits(digits: DigitsResult) -> html.Section:
             f"The same small CNN is trained on {count(digits.train)} handwritten digits of 8 by 8 pixels, without and "
             f"with `dsc.ActivationPenalty(net, targets=[torch.nn.ReLU], weight={sparse.weight:g})`: the ℓ1 norm of "
             f"what its ReLU layers put out, added to the loss. Each is trained {len(plain.accuracies)} times from "
-            f"other initial weights, and measured on {digits.test} digits that it has not seen."
+            f"other initial weights, and measured on {digits.test} digits that it has not seen. The weight was set by "
+            "hand with a look at these digits, so take the figures as an illustration, not as a benchmark."
         )
         + html.captioned(
             html.plot(

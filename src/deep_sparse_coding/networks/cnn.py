@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..checks import per_layer, require_integer
 from ..dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
@@ -200,12 +201,15 @@ def _modules(dictionaries: Sequence[Dictionary], plan: Plan) -> OrderedDict[str,
 def _linear(
     weight: Tensor, bias: Tensor | None, stage: Stage, layout: LayerLayout, dictionary: Dictionary
 ) -> list[tuple[str, nn.Module]]:
-    """Return the standard layers that apply a weight: a convolution, where the boundary wraps after its padding."""
+    """Return the standard layers that apply a weight: a convolution, where the boundary wraps after its padding.
+
+    Layers are made without their usual random weights: those would be drawn from the global generator.
+    """
     kind: dict[str, Any] = {"bias": bias is not None, "dtype": dictionary.dtype, "device": dictionary.device}
     found: list[tuple[str, nn.Module]] = []
     axes = len(stage.kernel)
     if axes == 0:
-        module: nn.Module = nn.Linear(stage.inputs, stage.outputs, **kind)
+        module: nn.Module = skip_init(nn.Linear, stage.inputs, stage.outputs, **kind)
     else:
         options: dict[str, Any] = {}
         circular = layout.boundary == "circular"
@@ -226,7 +230,7 @@ def _linear(
         if circular and any(before + after):
             padding = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
             found.append(("_wrap", _WRAP[axes](tuple(padding))))
-        module = _CONV[axes](stage.inputs, stage.outputs, stage.kernel, **options, **kind)
+        module = skip_init(_CONV[axes], stage.inputs, stage.outputs, stage.kernel, **options, **kind)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         parameters["weight"].copy_(weight)
