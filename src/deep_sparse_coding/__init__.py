@@ -48,11 +48,15 @@ from .problems import JointLasso as JointLasso
 from .problems import Lasso as Lasso
 from .problems import LayeredBasisPursuit as LayeredBasisPursuit
 from .problems import LayeredLasso as LayeredLasso
+from .problems import LayeredSparseApproximation as LayeredSparseApproximation
 from .problems import Problem as Problem
+from .problems import SparseApproximation as SparseApproximation
 from .solvers import FISTA as FISTA
+from .solvers import OMP as OMP
 from .solvers import ChosenLam as ChosenLam
 from .solvers import ConvCoordinateDescent as ConvCoordinateDescent
 from .solvers import CoordinateDescent as CoordinateDescent
+from .solvers import Exhaustive as Exhaustive
 from .solvers import Path as Path
 from .solvers import Progress as Progress
 from .solvers import Solution as Solution

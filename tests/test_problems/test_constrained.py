@@ -49,7 +49,7 @@ def test_settings_out_of_range_are_refused(settings: dict, error: type[Exception
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(dsc.DictionaryError, match="dictionary is a Parameter; expected a dictionary"):
         dsc.BasisPursuit(DENSE.matrix, 0.1)  # type: ignore[arg-type]
-    with pytest.raises(dsc.DictionaryError, match="model is a DenseDictionary; expected a dsc.Cascade"):
+    with pytest.raises(dsc.DictionaryError, match=r"model is a DenseDictionary; expected a dsc\.Cascade"):
         dsc.LayeredBasisPursuit(DENSE, 0.1)  # type: ignore[arg-type]
     with pytest.raises(dsc.ParameterError, match="epsilon has 3 entries; expected one for each of the 2 layers"):
         dsc.LayeredBasisPursuit(CASCADE, (0.1, 0.1, 0.1))

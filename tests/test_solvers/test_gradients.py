@@ -38,7 +38,7 @@ def blocks(codes: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return codes if isinstance(codes, tuple) else (codes,)
 
 
-def check(build: Callable[[], dsc.Problem], signal: Tensor, inputs: Sequence[Tensor], *, rel: float = 1e-5) -> None:
+def check(build: Callable[[], dsc.Problem], signal: Tensor, inputs: Sequence[Tensor], *, rel: float = 5e-5) -> None:
     """Compare gradients of a linear loss with a central difference along one random direction in all inputs."""
 
     def codes(differentiable: bool) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ def check(build: Callable[[], dsc.Problem], signal: Tensor, inputs: Sequence[Ten
         assert all(torch.equal(a != 0, b != 0) for a, b in zip(found, moved, strict=True))
         values.append(sum(float((c * x).sum()) for c, x in zip(pull, moved, strict=True)))
     got = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
-    assert got == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=rel, abs=1e-6)
+    assert got == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=rel, abs=5e-6)
 
 
 @given(seed=SEEDS)
@@ -319,3 +319,9 @@ def test_bad_lam_is_refused_also_with_gradients() -> None:
         with pytest.raises(dsc.ParameterError, match=r"lam is .*; expected a number at least 0"):
             dsc.Lasso(dense(), torch.tensor(bad, **KIND, requires_grad=True))
     assert dsc.Lasso(dense(), torch.tensor(0.5)).lam == 0.5
+
+
+def test_problems_that_are_not_differentiated_are_refused_before_any_work() -> None:
+    signal = normal(2, 10, generator=rng(0))
+    with pytest.raises(dsc.UnsupportedError, match="does not take a BasisPursuit; expected a dsc"):
+        dsc.solve(dsc.BasisPursuit(dense(), 0.1), signal, differentiable=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 import deep_sparse_coding as dsc
 from deep_sparse_coding.problems import assess
 from deep_sparse_coding.solvers._kernels_conv import assess_images, solve_images
+from deep_sparse_coding.solvers.convolutional import assess_convolution
 from operators import OPERATORS, Operator
 from references import explicit_matrix, kkt_violation, lasso_objective, sklearn_lasso
 from strategies import normal, rng
@@ -161,6 +162,23 @@ def test_the_compiled_certificate_equals_the_assessor(nonnegative: bool) -> None
             )
             np.testing.assert_allclose(objective, want.objective.numpy(), rtol=1e-12)
             np.testing.assert_allclose(gap, want.gap.numpy(), rtol=1e-10)
+
+
+def test_the_assessment_of_a_form_sees_violations() -> None:
+    dictionary, signal = images(20, 3, 12)
+    weights = torch.ones(6, 8, 8, dtype=torch.float64)
+    weights[2] = math.inf
+    codes = torch.zeros(3, 6, 8, 8, dtype=torch.float64)
+    codes[1, 2, 3, 3], codes[2, 0, 1, 1] = 1.0, -1.0
+    problem = dsc.Lasso(dictionary, 0.1, weights=weights, nonnegative=True)
+    found = assess_convolution(problem.form(signal), codes)
+    assert found is not None
+    want = assess(problem, signal, codes)
+    torch.testing.assert_close(found[0], want.objective)
+    torch.testing.assert_close(found[1], want.gap)
+    assert torch.isinf(found[0]).tolist() == [False, True, True]
+    dense = dsc.Lasso(dsc.DenseDictionary.random(4, 6, seed=0), 0.1)
+    assert assess_convolution(dense.form(torch.ones(1, 4)), torch.zeros(1, 6)) is None
 
 
 def test_an_optimal_start_takes_no_step() -> None:

@@ -143,7 +143,9 @@ def test_a_path_prints_as_a_table_and_is_frozen() -> None:
 def test_bad_samples_and_failures_are_said_once() -> None:
     signal = SIGNAL.clone()
     signal[1, 0] = math.nan
-    with pytest.warns(dsc.DSCWarning, match=r"not converge at 3 of 3 lams; first at lams\[0\] = 1, sample 1: .*NaN") as seen:
+    with pytest.warns(
+        dsc.DSCWarning, match=r"not converge at 3 of 3 lams; first at lams\[0\] = 1, sample 1: .*NaN"
+    ) as seen:
         path = dsc.solve_path(dsc.Lasso(DENSE, 0.1), signal, lams=3)
     assert len(seen) == 1
     others = dsc.solve_path(dsc.Lasso(DENSE, 0.1), SIGNAL, lams=3)

@@ -15,5 +15,7 @@ from .constrained import LayeredBasisPursuit as LayeredBasisPursuit
 from .dual import DualPoint as DualPoint
 from .dual import dual_point as dual_point
 from .joint import JointLasso as JointLasso
+from .l0 import LayeredSparseApproximation as LayeredSparseApproximation
+from .l0 import SparseApproximation as SparseApproximation
 from .lasso import Lasso as Lasso
 from .layered import LayeredLasso as LayeredLasso

@@ -37,6 +37,12 @@ class Certificate:
     relative_gap: Tensor
     layers: tuple[Certificate, ...] = ()
 
+    def reshape(self, batch: tuple[int, ...]) -> Certificate:
+        """Return the certificate with its samples in another shape."""
+        parts = (self.objective, self.dual, self.gap, self.relative_gap)
+        objective, dual, gap, relative = (part.reshape(batch) for part in parts)
+        return Certificate(objective, dual, gap, relative, tuple(layer.reshape(batch) for layer in self.layers))
+
     def __str__(self) -> str:
         if not self.gap.numel():
             return "certificate of an empty batch"
@@ -89,7 +95,7 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
     blocks = problem.pack(codes, signal)
     with torch.no_grad():
         if isinstance(problem, ConvexProblem):
-            return _reshape(assess_form(problem.exact_form(signal), blocks), batch)
+            return assess_form(problem.exact_form(signal), blocks).reshape(batch)
         if isinstance(problem, LayeredLasso):
             return combine([assess(stage, z, x) for stage, x, z in problem.by_layer(codes, signal)])
         if isinstance(problem, CertifiedProblem):
@@ -105,13 +111,4 @@ def combine(layers: list[Certificate]) -> Certificate:
         torch.stack([layer.gap for layer in layers]).sum(0),
         torch.stack([layer.relative_gap for layer in layers]).amax(0),
         tuple(layers),
-    )
-
-
-def _reshape(certificate: Certificate, batch: tuple[int, ...]) -> Certificate:
-    return Certificate(
-        certificate.objective.reshape(batch),
-        certificate.dual.reshape(batch),
-        certificate.gap.reshape(batch),
-        certificate.relative_gap.reshape(batch),
     )

@@ -19,11 +19,9 @@ from .dual import largest_ratio
 from .joint import check_cascade, layer_shapes, pack_layers
 from .lasso import Lasso
 from .operators import Blocks
-from .single import SingleProblem, check_epsilon, flatten_epsilon
+from .single import SingleProblem, check_epsilon, residual_limits
 from .weights import check_dictionary, check_lam, check_mask
 
-# An epsilon below this share of ‖M y‖ cannot be told from rounding of the codes: it is taken as this share.
-_RESOLUTION = {torch.float64: 1e-8, torch.float32: 1e-6}
 # The relative gap is measured against the objective, but not below this share of ‖y‖²/‖Dᵀy‖_∞, the natural size of it.
 _OBJECTIVE_FLOOR = 1e-6
 # Samples whose dual point can still be better by more than this are worth the conjugate gradients.
@@ -50,7 +48,8 @@ class BasisPursuit(SingleProblem):
     Raises:
         DSCError: A setting out of range; on use, shapes that do not fit.
 
-    Source: Chen, Donoho & Saunders 1998; DSC₁^ε for one layer, Li, Feng & Zhou 2024, Definition 4; G6 of docs/theory.md.
+    Source: Chen, Donoho & Saunders 1998; DSC₁^ε for one layer, Li, Feng & Zhou 2024, Definition 4; G6 of
+        docs/theory.md.
     """
 
     dictionary: Dictionary
@@ -72,21 +71,18 @@ class BasisPursuit(SingleProblem):
         object.__setattr__(self, "mask", check_mask(self.mask, self.dictionary))
 
     def form(self, signal: Tensor) -> StandardForm:
-        """Return the Lasso with ``lam = 1`` on the same data: its operator, data and weights."""
-        lasso = Lasso(self.dictionary, 1.0, self.weights, self.nonnegative, self.mask)
-        return lasso.form(signal.detach())
+        """Return the Lasso with ``lam = 1`` on the same data, its operator, data and weights in float64."""
+        return Lasso(self.dictionary, 1.0, self.weights, self.nonnegative, self.mask).exact_form(signal)
 
     def limits(self, signal: Tensor) -> Tensor:
         """Return the residual norm up to which codes count as feasible, ``max(ε, η‖M y‖)``, ``(samples,)``, float64."""
-        epsilon = flatten_epsilon(self.epsilon, self.batch_shape(signal), signal)
-        return torch.maximum(epsilon, _RESOLUTION[signal.dtype] * self.epsilon_max(signal).reshape(-1))
+        return residual_limits(self.epsilon, self.epsilon_max(signal), signal)
 
     def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
         """Return the certificate of checked codes, float64, in the batch's shape."""
         batch = self.batch_shape(signal)
         flat = assess_pursuit(self.form(signal), self.limits(signal), self.pack(codes, signal))
-        parts = (part.reshape(batch) for part in (flat.objective, flat.dual, flat.gap, flat.relative_gap))
-        return Certificate(*parts)
+        return flat.reshape(batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,13 +164,12 @@ def assess_pursuit(form: StandardForm, limits: Tensor, codes: Blocks) -> Certifi
     ``Σ(w_i|x_i| - x_i a_iᵀν) + (ε‖ν‖ - νᵀr)``.
 
     Args:
-        form: The problem as a Lasso with ``lam = 1``.
+        form: The problem as a Lasso with ``lam = 1``, float64.
         limits: The largest residual norm that counts as feasible, ``(samples,)``.
         codes: x.
 
     Source: G6 of docs/theory.md.
     """
-    form = form.cast(torch.float64)
     codes = tuple(block.double() for block in codes)
     residual = form.residual(codes)
     norm = squared_norm(residual).sqrt()

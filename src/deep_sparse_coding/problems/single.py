@@ -18,6 +18,9 @@ from .lasso import Lasso, flat_codes
 from .operators import Blocks
 from .weights import flatten_mask
 
+# An epsilon below this share of ‖M y‖ cannot be told from rounding of the codes: it is taken as this share.
+_RESOLUTION = {torch.float64: 1e-8, torch.float32: 1e-6}
+
 
 class SingleProblem(CertifiedProblem, ABC):
     """A problem with a bound ε on the residual of one dictionary; fields that all of them have are abstract here."""
@@ -75,18 +78,24 @@ def check_epsilon(name: str, epsilon: object) -> float | Tensor:
     return require_number(name, epsilon, minimum=0.0, finite=False)
 
 
-def flatten_epsilon(epsilon: float | Tensor, batch: tuple[int, ...], signal: Tensor) -> Tensor:
-    """Return epsilon as ``(samples,)`` in float64.
+def residual_limits(epsilon: float | Tensor, norms: Tensor, signal: Tensor) -> Tensor:
+    """Return the residual norm that counts as within ε, ``max(ε, η‖M y‖)``, as ``(samples,)`` in float64.
+
+    Args:
+        epsilon: A number, or one per sample.
+        norms: ``‖M y‖``, ``(*batch,)``, float64.
+        signal: Its dtype sets η.
 
     Raises:
         ShapeError: A tensor that is not one number per sample.
     """
-    kind = {"dtype": torch.float64, "device": signal.device}
-    if not isinstance(epsilon, Tensor):
-        return torch.full((math.prod(batch),), epsilon, **kind)
-    if tuple(epsilon.shape) != batch:
-        raise ShapeError(
-            f"epsilon has shape {tuple(epsilon.shape)}; expected a number, or one per sample: {batch}, the signal's "
-            "batch axes"
-        )
-    return epsilon.to(**kind).reshape(-1)
+    if isinstance(epsilon, Tensor):
+        if epsilon.shape != norms.shape:
+            raise ShapeError(
+                f"epsilon has shape {tuple(epsilon.shape)}; expected a number, or one per sample: "
+                f"{tuple(norms.shape)}, the signal's batch axes"
+            )
+        least = epsilon.to(norms)
+    else:
+        least = torch.full_like(norms, epsilon)
+    return torch.maximum(least, _RESOLUTION[signal.dtype] * norms).reshape(-1)

@@ -5,6 +5,9 @@ from .base import State as State
 from .base import soft_threshold as soft_threshold
 from .convolutional import ConvCoordinateDescent as ConvCoordinateDescent
 from .coordinate import CoordinateDescent as CoordinateDescent
+from .greedy import OMP as OMP
+from .greedy import Exhaustive as Exhaustive
+from .greedy import Pursuit as Pursuit
 from .lam_search import ChosenLam as ChosenLam
 from .lam_search import choose_lam as choose_lam
 from .loop import Progress as Progress

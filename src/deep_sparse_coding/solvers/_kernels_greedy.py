@@ -52,7 +52,7 @@ def _residual(DT: Floats, y: Floats, chosen: Any, gamma: Floats, count: int, r: 
 
 @jit
 def _solve(L: Floats, diag: Floats, z: Floats, count: int, gamma: Floats) -> None:
-    """gamma = L⁻ᵀ z."""
+    """Solve Lᵀ gamma = z."""
     for a in range(count - 1, -1, -1):
         s = z[a]
         for b in range(a + 1, count):
@@ -64,7 +64,7 @@ def _solve(L: Floats, diag: Floats, z: Floats, count: int, gamma: Floats) -> Non
 def _correct(
     DT: Floats, L: Floats, diag: Floats, chosen: Any, r: Floats, count: int, w: Floats, step: Floats, gamma: Floats
 ) -> None:
-    """One step of refinement, gamma += (D_IᵀD_I)⁻¹ D_Iᵀr: what an ill-conditioned factor lost comes back."""
+    """Refine once, gamma += (D_IᵀD_I)⁻¹ D_Iᵀr: what an ill-conditioned factor lost comes back."""
     for a in range(count):
         s = 0.0
         for k in range(r.size):

@@ -1,7 +1,6 @@
 """Compiled passes over the working set of a convolutional problem: lists of (position, kernel) entries, row by row.
 
-The parts that `_kernels_conv.py` puts together. numba's cache on disk looks at the file of the calling function only:
-after a change here, touch that file too.
+The parts that `_kernels_image.py` puts together.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Compiled passes over images: correlations of a residual with kernels, and coordinate descent on its windows.
 
-The parts that `_kernels_conv.py` puts together. An image of C channels is stored as lines ``(H + kh, C, pitch)``: row y
-of channel c is line ``y·C + c``, so that the window of a kernel of kh rows is kh·C lines below each other, whatever C
+The parts that `_kernels_image.py` puts together. An image of C channels is stored as lines ``(H + kh, C, pitch)``: row
+y of channel c is line ``y·C + c``, so that the window of a kernel of kh rows is kh·C lines below each other, whatever C
 is. Kernels are stored as such lines too, padded with zeros to whole groups of eight entries; what they touch beyond a
 window is read and written back unchanged, and the margin of an image keeps that inside its memory.
-
-numba's cache on disk looks at the file of the calling function only: after a change here, touch that file too.
 """
 
 from __future__ import annotations
@@ -222,23 +220,42 @@ def _subtract(typing: Any, r: Any, at: Any, kernels: Any, k: Any, lines: Any, wi
 @jit
 def _wrapped_dot(grid: Grid, r: Reals, at: int, kernels: Reals, k: int) -> Any:
     """Return what `_dot` does for a window that leaves the ring: ``at = -1 - (line · length + column)``."""
-    total = r.dtype.type(0)
+    lines, wide, pitch = grid.lines, grid.wide, grid.pitch
     first, left = (-1 - at) // grid.length, (-1 - at) % grid.length
-    for line in range(grid.lines):
-        row = (first + line) % grid.height * grid.pitch
-        for c in range(grid.wide):
-            total += r[row + (left + c) % grid.length] * kernels[k + line * grid.wide + c]
+    below = min(lines, grid.height - first)
+    if left <= grid.last_column:
+        total = _dot(r, first * pitch + left, kernels, k, below, wide, pitch)
+        return total + _dot(r, left, kernels, k + below * wide, lines - below, wide, pitch)
+    total = r.dtype.type(0)
+    inside = min(grid.length - left, wide)
+    for line in range(lines):
+        row = (first + line if line < below else line - below) * pitch
+        q = k + line * wide
+        for c in range(inside):
+            total += r[row + left + c] * kernels[q + c]
+        for c in range(inside, wide):
+            total += r[row + c - inside] * kernels[q + c]
     return total
 
 
 @jit
 def _wrapped_subtract(grid: Grid, r: Reals, at: int, kernels: Reals, k: int, scale: Any) -> None:
     """Do what `_subtract` does for a window that leaves the ring."""
+    lines, wide, pitch = grid.lines, grid.wide, grid.pitch
     first, left = (-1 - at) // grid.length, (-1 - at) % grid.length
-    for line in range(grid.lines):
-        row = (first + line) % grid.height * grid.pitch
-        for c in range(grid.wide):
-            r[row + (left + c) % grid.length] -= scale * kernels[k + line * grid.wide + c]
+    below = min(lines, grid.height - first)
+    if left <= grid.last_column:
+        _subtract(r, first * pitch + left, kernels, k, below, wide, pitch, scale)
+        _subtract(r, left, kernels, k + below * wide, lines - below, wide, pitch, scale)
+        return
+    inside = min(grid.length - left, wide)
+    for line in range(lines):
+        row = (first + line if line < below else line - below) * pitch
+        q = k + line * wide
+        for c in range(inside):
+            r[row + left + c] -= scale * kernels[q + c]
+        for c in range(inside, wide):
+            r[row + c - inside] -= scale * kernels[q + c]
 
 
 @jit

@@ -36,6 +36,7 @@ _RESOLVED = 1e-3
 # Where no support seen so far reaches ε, lam falls by this factor; below `_LOWEST`·lam_max·ε/‖b‖ nothing will.
 _DROP, _LOWEST = 0.05, 1e-6
 _FIT_STEPS, _FIT_TOL = 300, 1e-12
+_PULLS = 12
 
 
 @dataclass(eq=False)
@@ -104,7 +105,7 @@ def solve_pursuit(
         data = form.data[0].clone()
         data[bad] = 0.0
         form, limits = replace(form, data=(data,)), torch.where(bad, 0.0, limits)
-    search = _Search(form, limits, tol, max_steps, solve_lasso, report)
+    search = _Search(form, limits, signal.dtype, tol, max_steps, solve_lasso, report)
     search.run(start)
     codes, status = search.best, search.status
     status[bad.cpu()] = int(Status.NONFINITE_INPUT)
@@ -128,16 +129,24 @@ class _Search:
     """The search over a flat batch of finite samples; `best` are codes in the user's precision, NaN where none."""
 
     def __init__(
-        self, form: StandardForm, limits: Tensor, tol: float, max_steps: int, solve_lasso: SolveLasso, report: Report
+        self,
+        form: StandardForm,
+        limits: Tensor,
+        dtype: torch.dtype,
+        tol: float,
+        max_steps: int,
+        solve_lasso: SolveLasso,
+        report: Report,
     ) -> None:
-        self.dtype = form.data[0].dtype
-        self.form, self.limits = form.cast(torch.float64), limits
+        self.form, self.limits, self.dtype = form, limits, dtype
         self.tol, self.max_steps, self.solve_lasso, self.report = tol, max_steps, solve_lasso, report
         batch, device = form.batch, limits.device
         self.goal = limits - _MARGIN * torch.maximum(squared_norm(self.form.data).sqrt(), limits)
         self.status = torch.full((batch,), int(Status.MAX_STEPS))
         self.steps = torch.zeros(batch, dtype=torch.int64)
-        self.best = tuple(torch.full_like(block, math.nan) for block in form.zeros())  # in the user's precision
+        self.best = tuple(
+            torch.full_like(block, math.nan, dtype=dtype) for block in form.zeros()
+        )  # in the user's precision
         self.gap = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
         self.value = torch.full_like(self.gap, math.nan)
         self.stopped = False
@@ -187,7 +196,7 @@ class _Search:
             high = rho > self.goal[active]
             for points, which in ((above, high), (below, ~high)):
                 put = which.nonzero().flatten()
-                points.put(active[put], here[put], *(select_blocks(b, put) for b in (codes, residual)), rho[put])
+                points.put(active[put], here[put], select_blocks(codes, put), select_blocks(residual, put), rho[put])
             self._fit(active[high & ~below.known[active]], above, below)
             side[active] = torch.where(high, side[active].clamp_min(0) + 1, side[active].clamp_max(0) - 1)
             both = active[below.known[active]]
@@ -237,7 +246,7 @@ class _Search:
         norm = squared_norm(residual).sqrt()
         put = (norm <= self.goal[rows]).nonzero().flatten()
         zeros = torch.zeros_like(norm[put])
-        below.put(rows[put], zeros, *(select_blocks(b, put) for b in (fit, residual)), norm[put])
+        below.put(rows[put], zeros, select_blocks(fit, put), select_blocks(residual, put), norm[put])
 
     def _judge(self, rows: Tensor, codes: Blocks) -> None:
         """Assess codes as they would be returned, and keep those that are better than what there is."""
@@ -307,8 +316,8 @@ def _pull_inside(form: StandardForm, limits: Tensor, codes: Blocks, dtype: torch
 
     A step ``x + t Aᵀr`` on the support shortens the residual; t is what undoes the rounding, with some room.
     """
-    rounded = tuple(block.to(dtype) for block in codes)
-    for power in range(4):
+    rounded, t = tuple(block.to(dtype) for block in codes), torch.zeros_like(limits)
+    for _ in range(_PULLS):
         now = tuple(block.double() for block in rounded)
         residual = form.residual(now)
         excess = squared_norm(residual).sqrt() - limits
@@ -317,7 +326,8 @@ def _pull_inside(form: StandardForm, limits: Tensor, codes: Blocks, dtype: torch
         slope = tuple(torch.where(x != 0, c, 0.0) for x, c in zip(codes, form.operator.analyze(residual), strict=True))
         image = form.operator.synthesize(slope)
         pull = inner(residual, image) / limits.clamp_min(torch.finfo(torch.float64).tiny)
-        t = torch.where((excess > 0) & (pull > 0), 2.0 * 2.0**power * excess / pull, 0.0)
+        more = torch.where(pull > 0, torch.maximum(4 * t, 2 * excess / pull), t)
+        t = torch.where(excess > 0, more, t)
         moved = tuple(x + _by_sample(t, x) * s for x, s in zip(codes, slope, strict=True))
         if form.nonnegative:
             moved = tuple(x.clamp_min(0) for x in moved)
@@ -339,17 +349,19 @@ def distance_to_range(form: StandardForm, limits: Tensor) -> Tensor:
         flat = form.data[0].flatten(1)
         return torch.linalg.vector_norm(flat - (flat @ basis) @ basis.T, dim=1)
     everything = tuple(torch.ones_like(block) for block in form.zeros())
-    fit = least_squares(form, everything, form.data, 0.5 * limits)
-    residual = form.residual(tuple(x - e for x, e in zip(fit, everything, strict=True)))
-    return squared_norm(residual).sqrt()
+    return squared_norm(form.residual(least_squares(form, form.zeros(), form.data, 0.5 * limits, everything))).sqrt()
 
 
-def least_squares(form: StandardForm, codes: Blocks, residual: Blocks, enough: Tensor) -> Blocks:
-    """Return ``codes + δ`` with δ on their support and ``‖residual - A δ‖`` small, by conjugate gradients.
+def least_squares(
+    form: StandardForm, codes: Blocks, residual: Blocks, enough: Tensor, support: Blocks | None = None
+) -> Blocks:
+    """Return ``codes + δ``, δ on their support (or on `support`, ones and zeros), with ``‖residual - A δ‖`` least.
+
+    By conjugate gradients, all samples at once.
 
     A sample is done when that norm is below `enough`, or cannot fall any further.
     """
-    support = tuple((x != 0).to(torch.float64) for x in codes)
+    support = tuple((x != 0).to(torch.float64) for x in codes) if support is None else support
     back = tuple(s * c for s, c in zip(support, form.operator.analyze(residual), strict=True))
     step, old = back, squared_norm(back)
     first = old.clone()

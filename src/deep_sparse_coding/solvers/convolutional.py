@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,18 +78,14 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
         """Return the state after one run of the kernel."""
         from ._kernels_conv import solve_images
 
-        operator = form.operator
-        assert isinstance(operator, SingleOperator), "refuse() has been asked"
-        dictionary = operator.dictionary
-        assert isinstance(dictionary, ConvDictionary), "refuse() has been asked"
-        line = dictionary.axes == 1
+        kernels, images, weights, start, stride, ring = _arrays(form, state.exact)
         codes, rounds, _ = solve_images(
-            _image(dictionary.kernels.detach(), line).numpy(),
-            _image(form.data[0], line).numpy(),
-            _image(form.weights[0], line).numpy(),
-            _image(state.exact, line).numpy(),
-            (1, dictionary.stride[0]) if line else (dictionary.stride[0], dictionary.stride[1]),
-            dictionary.boundary == "circular",
+            kernels,
+            images,
+            weights,
+            start,
+            stride,
+            ring,
             form.nonnegative,
             state.aim,
             self.rounds,
@@ -96,6 +94,45 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
         exact = torch.from_numpy(codes).reshape(state.exact.shape)
         used = int(rounds.max()) if len(rounds) else 0
         return replace(state, codes=(exact.to(form.data[0].dtype),), steps=state.steps + max(used, 1), exact=exact)
+
+
+def assess_convolution(form: StandardForm, codes: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the objective and the duality gap of codes per sample, float64, or None where this file takes no form.
+
+    The same numbers as `dual_point` gives, by the compiled correlations and without a map of the size of the codes.
+
+    Args:
+        form: The problem.
+        codes: ``(batch, atoms, ...)``, finite.
+    """
+    if ConvCoordinateDescent().refuse(form) is not None:
+        return None
+    from ._kernels_conv import assess_images
+
+    kernels, images, weights, numbers, stride, ring = _arrays(form, codes)
+    objective, gap = assess_images(
+        kernels, images, weights, numbers, stride, ring, form.nonnegative, torch.get_num_threads()
+    )
+    violated = torch.zeros(form.batch, dtype=torch.bool)
+    if form.nonnegative:
+        violated |= (codes < 0).flatten(1).any(1)
+    if bool(torch.isinf(form.weights[0]).any()):
+        violated |= ((codes != 0) & torch.isinf(form.weights[0])).flatten(1).any(1)
+    values = [torch.from_numpy(value).masked_fill(violated, math.inf) for value in (objective, gap)]
+    return values[0], values[1]
+
+
+def _arrays(form: StandardForm, codes: Tensor) -> tuple[Any, Any, Any, Any, tuple[int, int], bool]:
+    """Return kernels, images, weights and codes as arrays of images, the stride, and whether kernels wrap around."""
+    operator = form.operator
+    assert isinstance(operator, SingleOperator), "refuse() has been asked"
+    dictionary = operator.dictionary
+    assert isinstance(dictionary, ConvDictionary), "refuse() has been asked"
+    line = dictionary.axes == 1
+    parts = (dictionary.kernels.detach(), form.data[0], form.weights[0], codes.detach())
+    kernels, images, weights, numbers = (_image(part, line).numpy() for part in parts)
+    stride = (1, dictionary.stride[0]) if line else (dictionary.stride[0], dictionary.stride[1])
+    return kernels, images, weights, numbers, stride, dictionary.boundary == "circular"
 
 
 def _image(tensor: Tensor, line: bool) -> Tensor:

@@ -41,13 +41,9 @@ def attach_gradients(problem: Problem, signal: Tensor, codes: Codes) -> Codes:
         signal: ``(*batch, ...)``, with its graph.
         codes: The solution, without one.
 
-    Raises:
-        UnsupportedError: The problem has no standard form.
-
     Source: differentiation on the active set, Mairal, Bach & Ponce 2012, proposition 1.
     """
-    if isinstance(problem, ConvexProblem):
-        return _attach(problem, signal, codes)
+    require_differentiable(problem)
     if isinstance(problem, LayeredLasso):
         below, layers = signal, []
         for stage, block in zip(problem.stages, codes, strict=True):
@@ -55,9 +51,20 @@ def attach_gradients(problem: Problem, signal: Tensor, codes: Codes) -> Codes:
             below = cast(Tensor, _attach(stage, below, block))
             layers.append(below)
         return tuple(layers)
-    raise UnsupportedError(
-        f"differentiable=True does not take a {type(problem).__name__}; expected a Lasso, LayeredLasso or JointLasso"
-    )
+    return _attach(cast(ConvexProblem, problem), signal, codes)
+
+
+def require_differentiable(problem: object) -> None:
+    """Raise unless the codes of a problem can be differentiated.
+
+    Raises:
+        UnsupportedError: It is no penalized convex problem.
+    """
+    if not isinstance(problem, ConvexProblem | LayeredLasso):
+        raise UnsupportedError(
+            f"differentiable=True does not take a {type(problem).__name__}; expected a dsc.Lasso, LayeredLasso or "
+            "JointLasso: for a given residual dsc.choose_lam(..., noise=...) finds the lam"
+        )
 
 
 def _attach(problem: ConvexProblem, signal: Tensor, codes: Codes) -> Codes:

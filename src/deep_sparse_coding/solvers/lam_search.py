@@ -126,7 +126,7 @@ def choose_lam(
         nonnegative: Hold the codes at or above zero.
         mask: True or 1 where the signal was observed.
         solver: As for `solve`.
-        tol: The relative gap of every solution.
+        tol: The relative gap of every solution; residuals are known to about its root.
         max_steps: The most steps of every solution.
         max_solves: The most solutions; then the nearest lam is returned, with a warning.
 
@@ -279,10 +279,9 @@ class _Search:
                 f"noise is {target:g}; expected less than {whole:.4g}, the root mean square of the signal itself: zero "
                 "codes already leave no larger residual"
             )
-        high, low = self.largest * target / whole, 0.0  # bounds of the solution
-        above: tuple[float, float] = (self.largest, whole)  # the nearest lam with too large a residual, and its size
-        below: tuple[float, float] | None = None
-        lam = high
+        # The nearest lams found with too large and with too small a residual, and the residuals' sizes.
+        above, below, other = (self.largest, whole), None, (self.largest, whole)
+        lam = self.largest * target / whole
         while len(self.points) < self.max_solves:
             point = self.look(lam)
             if abs(point.noise / target - 1) <= self.accuracy:
@@ -293,22 +292,14 @@ class _Search:
                         f"noise is {target:g} and cannot be reached: at lam = {lam:.3g}, {_FLOOR:g} of lam_max, the "
                         f"residual is still {point.noise:.4g} per entry; expected more than that"
                     )
-                previous, above = above, (lam, point.noise)
-                high = min(high, lam * target / point.noise)
-                other = below or previous
+                above, other = (lam, point.noise), below or above
             else:
-                below = (lam, point.noise)
-                low = max(low, lam * target / point.noise if point.noise > 0 else lam)
-                other = above
-            lam = _secant((lam, point.noise), other, target)
-            if below is None and not _LARGEST_STEP * high < lam < high:
-                # `high` is never past the solution; where it hardly falls the target lies near what can be reached.
-                lam = high if high < 0.8 * point.lam else 0.5 * high
-            if not low <= lam <= high:  # or NaN
-                lam = math.sqrt(low * high) if low > 0 else high
-            lam = max(lam, _FLOOR * self.largest)
-            if abs(lam / point.lam - 1) < 1e-9:
+                below, other = (lam, point.noise), above
+            if below is not None and above[0] / below[0] <= 1 + 1e-9:
                 break
+            bisect = below is not None and len(self.points) % 3 == 0  # a secant alone may creep from one side
+            guess = math.nan if bisect else _secant((lam, point.noise), other, target)
+            lam = max(_step(guess, above, below, target), _FLOOR * self.largest)
         return min(self.points, key=lambda point: abs(point.noise - target))
 
 
@@ -317,6 +308,20 @@ def observed(problem: Lasso, signal: Tensor) -> float:
     if problem.mask is None:
         return float(signal.numel())
     return float((problem.mask > 0).expand(signal.shape).sum())
+
+
+def _step(guess: float, above: tuple[float, float], below: tuple[float, float] | None, target: float) -> float:
+    """Return the next lam: the guess, where it respects the bounds of G6 from the points on both sides."""
+    high = above[0] * target / above[1]  # never past the solution, coming from above
+    if below is None:
+        if _LARGEST_STEP * high < guess < high:
+            return guess
+        # Where the bound hardly falls, the target lies near the least residual that there is.
+        return high if high < 0.8 * above[0] else 0.5 * high
+    low = below[0] * target / below[1] if below[1] > 0 else below[0]
+    if not low < high:  # the solutions are not exact enough for the bounds
+        low, high = below[0], above[0]
+    return guess if low <= guess <= high else math.sqrt(low * high)
 
 
 def _secant(first: tuple[float, float], second: tuple[float, float], target: float) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from deep_sparse_coding.problems import Blocks, StandardForm, assess_form
 
 from .base import Solver, State, select_blocks
+from .greedy import Pursuit
 from .solution import History, Status
 
 # The gap counts as falling while it loses this share of itself over a window of checks.
@@ -62,7 +63,7 @@ class Settings:
         stall_checks: Checks without progress after which a sample has stalled.
     """
 
-    solver: Solver[Any] | None
+    solver: Solver[Any] | Pursuit | None
     tol: float
     max_steps: int
     callback: Callback | None

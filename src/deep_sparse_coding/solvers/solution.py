@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.errors import NotConvergedError
-from deep_sparse_coding.problems import Certificate, Codes, Problem
+from deep_sparse_coding.problems import Certificate, Codes, LayeredSparseApproximation, Problem, SparseApproximation
 
 
 class Status(IntEnum):
     """How a sample ended, and so what its codes are.
 
     CONVERGED: the relative gap, recomputed in float64 from the codes, is at most ``tol``; nothing else is called so.
+        Only for ℓ0 problems, which have no such gap, it means that the constraints are met.
     MAX_STEPS: the codes with the smallest gap seen when the steps ran out (or a callback stopped the run).
     STALLED: the same, when the gap no longer fell.
     NONFINITE_INPUT: the signal (or its lam) is NaN or infinite; the codes are NaN.
@@ -29,6 +30,14 @@ class Status(IntEnum):
     NONFINITE_INPUT = 3
     DIVERGED = 4
     INFEASIBLE = 5
+
+
+_L0_WORDS = {
+    Status.CONVERGED: "the constraints are met after {steps} steps; that no better codes exist is not proved (ℓ0)",
+    Status.MAX_STEPS: "ran out of steps: {steps} atoms were chosen; raise max_steps",
+    Status.STALLED: "greedy selection did not come within epsilon with the {steps} atoms it may use, which proves "
+    "nothing (ℓ0): raise sparsity or epsilon, or try dsc.Exhaustive() if the problem is tiny",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +87,7 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """True per sample where the relative gap is at most `tol`, ``(*batch,)``."""
+        """True per sample that has converged (see `Status`), ``(*batch,)``."""
         flags = torch.tensor([status == Status.CONVERGED for status in self.status], dtype=torch.bool)
         return flags.reshape(self.certificate.gap.shape)
 
@@ -87,6 +96,10 @@ class Solution:
         status = self.status[index]
         gap = float(self.certificate.relative_gap.flatten()[index])
         steps = int(self.steps.flatten()[index])
+        if isinstance(self.problem, SparseApproximation | LayeredSparseApproximation) and status in _L0_WORDS:
+            if status == Status.CONVERGED and gap == 0:
+                return f"proved optimal with {steps} steps"
+            return _L0_WORDS[status].format(steps=steps)
         reached = f"relative gap {gap:.2g} after {steps} steps, {self.tol:.2g} was asked for"
         if status == Status.CONVERGED:
             return f"converged: relative gap {gap:.2g} ≤ {self.tol:.2g} after {steps} steps"
@@ -103,8 +116,8 @@ class Solution:
         if status == Status.DIVERGED:
             return f"left the finite numbers after {steps} steps: scale the signal towards 1, or use float64"
         return (
-            "infeasible: no codes meet the constraints, whatever the dictionary makes is at least epsilon away from the "
-            "signal: raise epsilon, allow more atoms, or drop nonnegative"
+            "infeasible: no codes meet the constraints, whatever the dictionary makes is at least epsilon away from "
+            "the signal: raise epsilon, allow more atoms, or drop nonnegative"
         )
 
     def unwrap(self) -> Codes:
@@ -135,7 +148,10 @@ class Solution:
         if self.status:
             gaps = self.certificate.relative_gap[torch.isfinite(self.certificate.relative_gap)]
             parts.append(f"{int(self.steps.max())} steps")
-            parts.append(f"gap ≤ {gaps.max():.1e}" if gaps.numel() else "no finite gap")
+            if isinstance(self.problem, SparseApproximation | LayeredSparseApproximation) and bool((gaps > 0).any()):
+                parts.append("no gap (ℓ0)")
+            else:
+                parts.append(f"gap ≤ {gaps.max():.1e}" if gaps.numel() else "no finite gap")
             parts.append(f"{100 * self.zero_fraction:.1f} % zeros")
         counts = {status: self.status.count(status) for status in Status if status != Status.CONVERGED}
         parts += [f"{count} {status.name}" for status, count in counts.items() if count]

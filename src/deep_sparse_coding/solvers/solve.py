@@ -20,7 +20,9 @@ from deep_sparse_coding.problems import (
     ConvexProblem,
     LayeredBasisPursuit,
     LayeredLasso,
+    LayeredSparseApproximation,
     Problem,
+    SparseApproximation,
     StandardForm,
     assess,
 )
@@ -28,7 +30,8 @@ from deep_sparse_coding.problems import (
 from .base import Solver, select_blocks
 from .choice import choose_solver
 from .constrained import solve_pursuit
-from .gradients import attach_gradients
+from .gradients import attach_gradients, require_differentiable
+from .greedy import OMP, Pursuit, solve_greedy
 from .loop import STALL_CHECKS_WARM, Callback, Progress, Run, Settings
 from .solution import History, Solution, Status
 
@@ -36,7 +39,7 @@ from .solution import History, Solution, Status
 def solve(
     problem: Problem,
     signal: Tensor,
-    solver: Solver[Any] | None = None,
+    solver: Solver[Any] | Pursuit | None = None,
     *,
     tol: float = 1e-6,
     max_steps: int = 10_000,
@@ -48,12 +51,12 @@ def solve(
     """Solve a sparse coding problem and certify the answer, sample by sample.
 
     Args:
-        problem: A `Lasso`, `LayeredLasso` or `JointLasso`.
+        problem: A `Lasso`, `JointLasso`, `BasisPursuit`, `SparseApproximation`, or one of the layered problems.
         signal: ``(*batch, ...)`` in the dictionary's dtype and on its device. float32 is solved in float32 first;
             samples that it cannot bring to `tol` are finished in float64.
         solver: How; None chooses by structure, size and device, and the solution says which.
         tol: The relative duality gap at which a sample has converged, computed in float64 from the codes that are
-            returned.
+            returned. `SparseApproximation` has no gap: there CONVERGED means that the constraints are met.
         max_steps: The most steps (per layer for layered problems).
         start: Codes to start from, as a solution has them; an optimal start takes 0 steps.
         on_failure: "warn", "raise" or "ignore" when a sample does not converge.
@@ -73,6 +76,8 @@ def solve(
     """
     if on_failure not in ("warn", "raise", "ignore"):
         raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn', 'raise' or 'ignore'")
+    if differentiable:
+        require_differentiable(problem)
     solution = solve_quietly(problem, signal, solver, tol=tol, max_steps=max_steps, start=start, callback=callback)
     solution = _report(solution, on_failure)
     return replace(solution, codes=attach_gradients(problem, signal, solution.codes)) if differentiable else solution
@@ -81,7 +86,7 @@ def solve(
 def solve_quietly(
     problem: Problem,
     signal: Tensor,
-    solver: Solver[Any] | None,
+    solver: Solver[Any] | Pursuit | None,
     *,
     tol: float,
     max_steps: int,
@@ -91,7 +96,7 @@ def solve_quietly(
     """Return what `solve` returns, after the same checks, without a word about samples that failed or are zero."""
     if not isinstance(problem, Problem):
         raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.BasisPursuit or the like")
-    if solver is not None and not isinstance(solver, Solver):
+    if solver is not None and not isinstance(solver, Solver | Pursuit):
         raise ParameterError(f"solver is {solver!r}; expected a solver such as dsc.FISTA(), or None to have one chosen")
     tol = require_number("tol", tol, minimum=0.0)
     max_steps = require_integer("max_steps", max_steps, minimum=0)
@@ -99,7 +104,7 @@ def solve_quietly(
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
         settings = Settings(solver, tol, max_steps, callback)
-        if isinstance(problem, LayeredLasso | LayeredBasisPursuit):
+        if isinstance(problem, LayeredLasso | LayeredBasisPursuit | LayeredSparseApproximation):
             return _solve_layers(problem, signal, settings, blocks)
         return _solve_single(problem, signal, settings, blocks)
 
@@ -120,15 +125,40 @@ def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: B
         return _solve_convex(problem, signal, settings, start)
     if isinstance(problem, BasisPursuit):
         return _solve_pursuit(problem, signal, settings, start)
+    if isinstance(problem, SparseApproximation):
+        return _solve_greedy(problem, signal, settings, start)
     raise UnsupportedError(f"solve does not take a {type(problem).__name__}")
 
 
-def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
-    form = problem.form(signal).cast(torch.float64)
+def _solver_for(form: StandardForm, settings: Settings) -> Solver[Any]:
+    if isinstance(settings.solver, Pursuit):
+        raise UnsupportedError(f"{settings.solver.name} takes dsc.SparseApproximation (ℓ0); use dsc.FISTA()")
     solver = settings.solver or choose_solver(form)
     reason = solver.refuse(form)
     if reason:
         raise UnsupportedError(reason)
+    return solver
+
+
+def _solve_greedy(problem: SparseApproximation, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
+    solver = settings.solver or OMP()
+    if not isinstance(solver, Pursuit):
+        raise UnsupportedError(f"{solver.name} takes convex problems, and SparseApproximation is none; use dsc.OMP()")
+    if start is not None:
+        raise UnsupportedError(f"{solver.name} takes no start: it chooses atoms from none; leave start out")
+    solution = solve_greedy(problem, signal, solver, tol=settings.tol, max_steps=settings.max_steps)
+    if settings.callback is None:
+        return solution
+    samples = len(solution.status)
+    steps = int(solution.steps.max()) if samples else 0
+    gap = float(solution.certificate.relative_gap.max()) if samples else 0.0
+    seen = Progress(steps, settings.max_steps, 0, samples, gap, settings.layer)
+    return replace(solution, stopped=settings.callback(seen) is True)
+
+
+def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
+    form = problem.form(signal)
+    solver = _solver_for(form, settings)
 
     def lasso(here: StandardForm, begin: Blocks, tol: float, limit: int) -> tuple[Blocks, Tensor]:
         run = Run(here, here, solver, Settings(solver, tol, limit, None, stall_checks=STALL_CHECKS_WARM))
@@ -153,10 +183,7 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, st
 
 def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     form = problem.form(signal)
-    solver = settings.solver or choose_solver(form)
-    reason = solver.refuse(form)
-    if reason:
-        raise UnsupportedError(reason)
+    solver = _solver_for(form, settings)
     finite = _finite_samples(form)
     good = finite.nonzero().flatten()
     whole = len(good) == form.batch
@@ -210,7 +237,10 @@ def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Statu
 
 
 def _solve_layers(
-    problem: LayeredLasso | LayeredBasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None
+    problem: LayeredLasso | LayeredBasisPursuit | LayeredSparseApproximation,
+    signal: Tensor,
+    settings: Settings,
+    start: Blocks | None,
 ) -> Solution:
     current, solutions = signal, []
     stopped = False
@@ -268,15 +298,21 @@ def _report(solution: Solution, on_failure: str) -> Solution:
         zero = (blocks[0] == 0).flatten(axes).all(-1) if blocks[0].ndim > axes else blocks[0] == 0
         nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
         empty = int((zero & nonzero_signal & solution.converged.to(zero.device)).sum())
-        if empty:
+        if empty and not _is_without_bound(solution.problem):
             warnings.warn(_zero_words(solution, empty), DSCWarning, stacklevel=3)
     return solution
+
+
+def _is_without_bound(problem: Problem) -> bool:
+    """Return whether no setting of an ℓ0 problem can be blamed for codes that are zero."""
+    first = problem.stages[0] if isinstance(problem, LayeredSparseApproximation) else problem
+    return isinstance(first, SparseApproximation) and first.epsilon is None
 
 
 def _zero_words(solution: Solution, count: int) -> str:
     largest = float(solution.problem.lam_max(solution.signal).detach().max())
     which = f"{count} of {len(solution.status)} samples, whose codes are all zero"
-    if isinstance(solution.problem, BasisPursuit | LayeredBasisPursuit):
+    if not isinstance(solution.problem, ConvexProblem | LayeredLasso):
         return (
             f"epsilon is at or above the norm of the signal for {which}; expected a smaller epsilon: the largest norm "
             f"here is {largest:.4g} (problem.lam_max(signal))"
