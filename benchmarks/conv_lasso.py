@@ -77,8 +77,9 @@ def learned_kernels(images: list[Any], atoms: int, k: int) -> Any:
     chosen = every[rng.choice(len(every), 12_000, replace=False)]
     chosen = chosen[np.argsort(-(chosen**2).sum(1))[:6000]]
     chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-    centers = MiniBatchKMeans(atoms, random_state=0, n_init=1).fit(chosen).cluster_centers_
-    return centers.reshape(atoms, k, k)
+    options: dict[str, Any] = {"random_state": 0, "n_init": 1}
+    centers = MiniBatchKMeans(atoms, **options).fit(chosen).cluster_centers_
+    return np.asarray(centers).reshape(atoms, k, k)
 
 
 def random_kernels(atoms: int, k: int) -> Any:
@@ -165,7 +166,7 @@ def loosest(calls: dict[str, Solve], value: Callable[[Any], float], target: floa
     for name, call in calls.items():
         if value(call()) <= target:
             return name, call
-    return f"beyond {name}", None
+    return f"beyond {list(calls)[-1]}", None
 
 
 def timed(call: Solve) -> tuple[float, float]:
@@ -211,8 +212,9 @@ def compare(work: str, kernels: Any, image: Any, lam: float, repeats: int, limit
     for name in ("ours", "FISTA", "SPORCO ADMM"):
         setting = found[name][0] if name in found else ""
         excess = value(runs[name]()) / best - 1 if name in runs else None
-        ratios = [t[name] / t["ours"] if name in runs and "ours" in runs else None for t in (wall, cpu)]
-        rows.append(Row(work, name, setting, wall.get(name), cpu.get(name), excess, *ratios, notes.get(name, "")))
+        ratio, cpu_ratio = (t[name] / t["ours"] if name in runs and "ours" in runs else None for t in (wall, cpu))
+        note = notes.get(name, "")
+        rows.append(Row(work, name, setting, wall.get(name), cpu.get(name), excess, ratio, cpu_ratio, note))
     return rows
 
 

@@ -168,6 +168,6 @@ def test_convolution_of_stride_one_equals_the_dense_matrix() -> None:
     signal = normal(4, *conv.signal_shape((6,)), generator=rng(0))
     first = dsc.solve(dsc.Lasso(conv, 0.3), signal, tol=1e-10)
     second = dsc.solve(dsc.Lasso(dense, 0.3), signal.flatten(1), tol=1e-10)
-    assert (first.solver, second.solver) == ("FISTA", "CoordinateDescent")
+    assert (first.solver, second.solver) == ("ConvCoordinateDescent", "CoordinateDescent")
     assert torch.allclose(first.certificate.objective, second.certificate.objective, rtol=1e-9)
     assert float((first.codes.flatten(1) - second.codes).abs().max()) < 1e-4

@@ -92,7 +92,7 @@ class SparseApproximation(SingleProblem):
         form = self.form(signal)
         blocks = tuple(block.double() for block in self.pack(codes, signal))
         energy = squared_norm(form.residual(blocks))
-        count = torch.count_nonzero(blocks[0].flatten(1), dim=1).double()
+        count = torch.linalg.vector_norm(blocks[0].flatten(1), ord=0, dim=1)
         met = torch.ones_like(energy, dtype=torch.bool)
         if self.sparsity is not None:
             met &= count <= self.sparsity

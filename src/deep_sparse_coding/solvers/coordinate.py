@@ -48,6 +48,7 @@ class CoordinateDescent(Solver[CoordinateState]):
     """
 
     rounds: int = 200
+    check_every = 1
 
     def refuse(self, form: StandardForm) -> str | None:
         """Return why not: convolutions, masks per sample, other devices, weights that do not factor, too many atoms."""
@@ -116,5 +117,6 @@ def _factor_weights(form: StandardForm) -> tuple[Tensor, Tensor] | None:
     reference = whole[int((lam > 0).nonzero()[0])]
     weights = reference / lam[int((lam > 0).nonzero()[0])]
     product = torch.where(torch.isinf(weights), weights, lam[:, None] * weights)
-    same = torch.isclose(product, whole, rtol=1e-12, atol=0.0) | (lam == 0)[:, None]
+    rounding = 8 * torch.finfo(form.weights[0].dtype).eps
+    same = torch.isclose(product, whole, rtol=rounding, atol=0.0) | (lam == 0)[:, None]
     return (lam, weights.contiguous()) if bool(same.all()) else None

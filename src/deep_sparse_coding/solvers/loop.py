@@ -17,11 +17,12 @@ from .base import Solver, State, select_blocks
 from .greedy import Pursuit
 from .solution import History, Status
 
-# The gap counts as falling while it loses this share of itself over a window of checks.
+# A sample has stalled when the smallest gap of a window of checks lost less than this share against the window before.
+# Two windows, since an accelerated method that starts near the answer to a neighboring problem first loses ground.
 _STALL_FALL = 0.02
-_STALL_CHECKS = 8
-# Started near the answer to a neighboring problem, an accelerated method first loses ground: patience is longer.
-STALL_CHECKS_WARM = 24
+_STALL_WINDOW = 8
+# What float32 cannot finish goes on in float64, so there is no need for patience.
+_STALL_WINDOW_FLOAT32 = 4
 # A check costs about two steps: it comes again after this share of the steps so far.
 _CHECK_SHARE = 0.125
 
@@ -60,7 +61,6 @@ class Settings:
         max_steps: The most steps.
         callback: Called at every check.
         layer: What `Progress` says.
-        stall_checks: Checks without progress after which a sample has stalled.
     """
 
     solver: Solver[Any] | Pursuit | None
@@ -68,7 +68,6 @@ class Settings:
     max_steps: int
     callback: Callback | None
     layer: int = 1
-    stall_checks: int = _STALL_CHECKS
 
 
 class Run:
@@ -85,6 +84,7 @@ class Run:
         self.stopped = False
         self._checks: list[tuple[int, float, Tensor, Tensor]] = []
         self._gaps: list[Tensor] = []
+        self._window = _STALL_WINDOW
         self._steps_before = 0
         self._began = time.perf_counter()
 
@@ -107,6 +107,7 @@ class Run:
         if not len(active) or limit < 0 or self.stopped:
             return
         self.status[active] = int(Status.MAX_STEPS)
+        self._window = _STALL_WINDOW_FLOAT32 if form.data[0].dtype == torch.float32 else _STALL_WINDOW
         state = self.solver.init(form, start, self.settings.tol)
         next_check = 0
         while True:
@@ -171,14 +172,15 @@ class Run:
             gaps = objectives.clone()
         objectives[active], gaps[active] = objective, gap
         self._checks.append((step, seconds, objectives, gaps))
-        self._gaps.append(self.best_gap.clone())
+        self._gaps.append(gaps)
 
     def _stalled(self, active: Tensor) -> Tensor:
-        """Return which samples' best gap has hardly fallen over the last checks."""
-        window = self.settings.stall_checks
-        if len(self._gaps) <= window:
+        """Return which samples' gap has hardly fallen over the last checks."""
+        window = self._window
+        if len(self._gaps) <= 2 * window:
             return torch.zeros(len(active), dtype=torch.bool)
-        before, now = self._gaps[-1 - window][active], self._gaps[-1][active]
+        before = torch.stack(self._gaps[-2 * window : -window])[:, active].amin(0)
+        now = torch.stack(self._gaps[-window:])[:, active].amin(0)
         return now > (1 - _STALL_FALL) * before
 
     def history(self) -> History:

@@ -32,7 +32,7 @@ from .choice import choose_solver
 from .constrained import solve_pursuit
 from .gradients import attach_gradients, require_differentiable
 from .greedy import OMP, Pursuit, solve_greedy
-from .loop import STALL_CHECKS_WARM, Callback, Progress, Run, Settings
+from .loop import Callback, Progress, Run, Settings
 from .solution import History, Solution, Status
 
 
@@ -161,7 +161,7 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, st
     solver = _solver_for(form, settings)
 
     def lasso(here: StandardForm, begin: Blocks, tol: float, limit: int) -> tuple[Blocks, Tensor]:
-        run = Run(here, here, solver, Settings(solver, tol, limit, None, stall_checks=STALL_CHECKS_WARM))
+        run = Run(here, here, solver, Settings(solver, tol, limit, None))
         run.iterate(begin)
         return run.codes, run.steps_taken
 
