@@ -78,6 +78,31 @@ def test_problems_and_solving(capsys: pytest.CaptureFixture[str]) -> None:
         assert solution.unwrap() is solution.codes
 
 
+def test_constrained_problems_paths_and_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    kind = {"dtype": torch.float64}
+    D = dsc.DenseDictionary.random(16, 32, seed=0, **kind)
+    model = dsc.Cascade([D, dsc.DenseDictionary.random(32, 48, seed=1, **kind)])
+    signal = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), **kind)
+    problem = dsc.BasisPursuit(D, epsilon=0.1)
+    assert bool(dsc.solve(problem, signal).converged.all())
+    assert len(dsc.solve(dsc.LayeredBasisPursuit(model, epsilon=(0.1, 0.1)), signal).unwrap()) == 2
+    problem = dsc.SparseApproximation(D, sparsity=5)
+    assert int((dsc.solve(problem, signal).unwrap() != 0).sum(1).max()) <= 5
+    assert len(dsc.solve(dsc.LayeredSparseApproximation(model, sparsity=(5, 3)), signal).unwrap()) == 2
+    problem = dsc.Lasso(D, lam=0.1)
+    path = dsc.solve_path(problem, signal, lams=20)
+    assert len(path) == 20
+    lam = dsc.choose_lam(D, signal, density=0.05)
+    print(lam)
+    assert f"{float(lam):.3g}"[:4] in capsys.readouterr().out
+    assert lam.density == pytest.approx(0.05, abs=0.01)
+    assert dsc.choose_lam(D, signal, noise=0.02) > 0
+    signal.requires_grad_()
+    codes = dsc.solve(problem, signal, differentiable=True).codes
+    codes.square().sum().backward()
+    assert float(signal.grad.abs().max()) > 0
+
+
 def test_guarantees_and_networks(capsys: pytest.CaptureFixture[str]) -> None:
     model = dsc.Cascade(
         [

@@ -81,8 +81,8 @@ class JointLasso(ConvexProblem):
         )
         if any(bool((w == 0).any()) for w in weights):
             raise UnsupportedError(
-                "lam or weights of a joint problem hold zeros; its certificate needs every entry penalized: use a small "
-                "positive lam"
+                "lam or weights of a joint problem hold zeros; its certificate needs every entry penalized: use a "
+                "small positive lam"
             )
         if not differentiable:
             weights = tuple(w.detach() for w in weights)
