@@ -75,10 +75,18 @@ def solve_images(
     norms = (batch.kernels**2).sum((1, 2))
     coarse = bool((norms > _FAINT).all() and (norms < 1 / _FAINT).all())
 
+    def near(i: int, spread: Spread) -> bool:
+        """Return whether image i starts so near its end that float32 would only lose digits."""
+        if tol >= _COARSE or not start[i].any():
+            return False
+        own, _ = batch.work(i, np.float64, None)
+        own.residual(spread)
+        return own.measure(spread)[2] <= _COARSE
+
     def work(i: int, spread: Spread) -> None:
         x = None
         for kind, aim in ((np.float32, max(tol, _COARSE)), (np.float64, tol)):
-            if kind is np.float32 and not coarse:
+            if kind is np.float32 and (not coarse or near(i, spread)):
                 continue
             own, up = batch.work(i, kind, x)
             taken, gaps[i] = own.run(aim, max_rounds - int(rounds[i]), spread)

@@ -219,16 +219,20 @@ class Work:
             alpha = 1 / worst
         return 0.5 * rr + penalty, max(0.5 * (1 - alpha) ** 2 * rr + (penalty - alpha * inner), 0.0)
 
+    def measure(self, spread: Spread) -> tuple[float, float, float]:
+        """Return the largest ``|g_i|/w_i``, the objective and the relative gap."""
+        worst = self.gradient(spread)
+        objective, gap = self.gap(worst)
+        scale = max(objective, _FLOOR * self.energy)
+        return worst, objective, gap / scale if scale > 0 else 0.0
+
     def run(self, tol: float, rounds: int, spread: Spread) -> tuple[int, float]:
         """Return the rounds taken and the last relative gap."""
         slack = _SLACK[self.x.itemsize]
         best, lowest, idle, done = math.inf, math.inf, 0, 0
         self.residual(spread)
         while True:
-            worst = self.gradient(spread)
-            objective, gap = self.gap(worst)
-            scale = max(objective, _FLOOR * self.energy)
-            gap = gap / scale if scale > 0 else 0.0
+            worst, objective, gap = self.measure(spread)
             idle = idle + 1 if gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.x.itemsize]) else 0
             best, lowest = min(best, gap), min(lowest, objective)
             if gap <= tol or done >= rounds or idle > _IDLE[self.x.itemsize]:
