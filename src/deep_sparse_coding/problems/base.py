@@ -140,15 +140,28 @@ def inner(first: Blocks, second: Blocks) -> Tensor:
     return flat_sum(tuple(a * b for a, b in zip(first, second, strict=True)))
 
 
+def used_entries(weights: Tensor, codes: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Return where a block of codes is not zero, with the weights and the values there: few of many entries."""
+    index = codes.nonzero(as_tuple=True)
+    place = tuple(i if n > 1 else torch.zeros_like(i) for i, n in zip(index, weights.shape, strict=True))
+    return index, weights[place], codes[index]
+
+
+def sum_rows(batch: int, rows: Tensor, values: Tensor) -> Tensor:
+    """Return the sums of `values` over the samples that `rows` names, ``(batch,)``."""
+    return values.new_zeros(batch).index_add_(0, rows, values)
+
+
 def penalty(form: StandardForm, codes: Blocks) -> Tensor:
     """Return ``Σ w_i|x_i|`` per sample: 0·inf counts as 0, a violated ``x ≥ 0`` as inf."""
-    parts = []
+    total = codes[0].new_zeros(form.batch)
     for w, x in zip(form.weights, codes, strict=True):
-        part = torch.where(x == 0, 0.0, w * x.abs())
+        index, weight, value = used_entries(w, x)
+        part = weight * value.abs()
         if form.nonnegative:
-            part = torch.where(x < 0, math.inf, part)
-        parts.append(part)
-    return flat_sum(tuple(parts))
+            part = torch.where(value < 0, math.inf, part)
+        total = total + sum_rows(form.batch, index[0], part)
+    return total
 
 
 def form_objective(form: StandardForm, codes: Blocks, residual: Blocks) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deep_sparse_coding.errors import UnsupportedError
 
-from .base import StandardForm, flat_sum, inner, penalty, squared_norm
+from .base import StandardForm, inner, squared_norm, sum_rows, used_entries
 from .operators import Blocks
 
 _LARGEST_SCALING = 10.0
@@ -24,13 +24,11 @@ class DualPoint:
     Attributes:
         residual: ``r = b - A x``.
         theta: ``θ = α r`` (with unpenalized atoms: of r's part orthogonal to them).
-        theta_correlation: ``Aᵀ θ``.
         gap: ``P(x) - D(θ) = ½‖r - θ‖² + Σ (w_i|x_i| - x_i a_iᵀθ)`` per sample, every term at or above zero.
     """
 
     residual: Blocks
     theta: Blocks
-    theta_correlation: Blocks
     gap: Tensor
 
 
@@ -50,16 +48,15 @@ def dual_point(form: StandardForm, codes: Blocks) -> DualPoint:
     ray, ray_correlation = _orthogonal_part(form, residual, free)
     norm2 = squared_norm(ray)
     alpha = torch.where(norm2 > 0, inner(form.data, ray) / norm2.clamp_min(torch.finfo(norm2.dtype).tiny), 0.0)
-    low, high = _feasible_interval(form, ray_correlation, free)
+    low, high = _feasible_interval(form, ray_correlation)
     if free is not None:
         # Orthogonality to unpenalized atoms holds up to rounding of r: scaling up what is only rounding would lose it.
         alpha = alpha.clamp(-_LARGEST_SCALING, _LARGEST_SCALING)
     alpha = torch.minimum(torch.maximum(alpha, low), high)
     theta = tuple(_per_sample(alpha, r) * r for r in ray)
-    theta_correlation = tuple(_per_sample(alpha, c) * c for c in ray_correlation)
     difference = tuple(r - t for r, t in zip(residual, theta, strict=True))
-    gap = 0.5 * squared_norm(difference) + _complementarity(form, codes, theta_correlation)
-    return DualPoint(residual, theta, theta_correlation, gap)
+    gap = 0.5 * squared_norm(difference) + _complementarity(form, codes, ray_correlation, alpha)
+    return DualPoint(residual, theta, gap)
 
 
 def largest_ratio(form: StandardForm) -> Tensor:
@@ -75,33 +72,39 @@ def largest_ratio(form: StandardForm) -> Tensor:
     return joined.amax(1) if joined.shape[1] else joined.sum(1)
 
 
-def _complementarity(form: StandardForm, codes: Blocks, theta_correlation: Blocks) -> Tensor:
-    """Return ``Σ (w_i|x_i| - x_i a_iᵀθ)``, each term rounded up to zero: feasibility makes it non-negative."""
-    terms = []
-    for w, x, c in zip(form.weights, codes, theta_correlation, strict=True):
-        terms.append(torch.where((x == 0) | (w == 0), 0.0, (w * x.abs() - x * c).clamp_min(0)))
-    violated = penalty(form, codes)  # inf where x ≥ 0 is violated or a forbidden atom is used
-    return flat_sum(tuple(terms)) + torch.where(torch.isfinite(violated), 0.0, violated)
+def _complementarity(form: StandardForm, codes: Blocks, correlation: Blocks, alpha: Tensor) -> Tensor:
+    """Return ``Σ (w_i|x_i| - x_i α a_iᵀv)``, each term rounded up to zero: feasibility makes it non-negative.
 
-
-def _feasible_interval(form: StandardForm, correlation: Blocks, free: Blocks | None) -> tuple[Tensor, Tensor]:
-    """Return the interval of α with ``|α a_iᵀr| ≤ w_i`` for all i (non-negative codes: ``α a_iᵀr ≤ w_i``)."""
-    batch = form.batch
-    high = correlation[0].new_full((batch,), math.inf)
-    low = -high
-    for j, (w, c) in enumerate(zip(form.weights, correlation, strict=True)):
-        limit = w / c.abs()
-        # 0/0 binds nothing, and neither do atoms that were projected out.
-        limit = limit.nan_to_num(nan=math.inf, posinf=math.inf).expand_as(c)
-        limit = limit if free is None else torch.where(free[j], math.inf, limit)
+    It is inf where ``x ≥ 0`` is violated or a forbidden atom is in use.
+    """
+    total = codes[0].new_zeros(form.batch)
+    for w, x, c in zip(form.weights, codes, correlation, strict=True):
+        index, weight, value = used_entries(w, x)
+        term = (weight * value.abs() - value * alpha[index[0]] * c[index]).clamp_min(0)
+        term = torch.where(weight == 0, 0.0, term)
         if form.nonnegative:
-            upper = torch.where(c > 0, limit, math.inf).flatten(1)
-            lower = torch.where(c < 0, -limit, -math.inf).flatten(1)
-        else:
-            upper, lower = limit.flatten(1), -limit.flatten(1)
-        if upper.shape[1]:
-            high = torch.minimum(high, upper.amin(1))
-            low = torch.maximum(low, lower.amax(1))
+            term = torch.where(value < 0, math.inf, term)
+        total = total + sum_rows(form.batch, index[0], term)
+    return total
+
+
+def _feasible_interval(form: StandardForm, correlation: Blocks) -> tuple[Tensor, Tensor]:
+    """Return the interval of α with ``|α a_iᵀv| ≤ w_i`` for all i (non-negative codes: ``α a_iᵀv ≤ w_i``)."""
+    high = correlation[0].new_full((form.batch,), math.inf)
+    low = -high
+    for w, c in zip(form.weights, correlation, strict=True):
+        if not c[:1].numel():
+            continue
+        # Entries that share a weight are bound by the largest and the smallest of them.
+        shared = tuple(axis for axis in range(1, c.ndim) if w.shape[axis] == 1)
+        top, bottom = (c.amax(shared, keepdim=True), c.amin(shared, keepdim=True)) if shared else (c, c)
+        # A quotient 0/0 stands for an entry that binds nothing.
+        upper = torch.where(top > 0, w / top, math.inf).flatten(1).amin(1)
+        lower = torch.where(bottom < 0, w / bottom, -math.inf).flatten(1).amax(1)
+        if not form.nonnegative:
+            upper = torch.minimum(upper, -lower)
+            lower = -upper
+        high, low = torch.minimum(high, upper), torch.maximum(low, lower)
     return low, high
 
 
