@@ -133,9 +133,10 @@ def posterior(solution: HasCodes) -> Posterior | tuple[Posterior, ...]:
             return _convex(problem, signal, solution.codes, "")
         if isinstance(problem, LayeredLasso):
             problem.pack(solution.codes, signal)
-            stages = problem.by_layer(solution.codes, signal)
+            layers = problem.by_layer(solution.codes, signal)
             return tuple(
-                _convex(stage, z.detach(), x, _relative_to(j)) for j, (stage, x, z) in enumerate(stages, start=1)
+                _convex(stage, z.detach(), x, _relative_to(j))
+                for j, (stage, (_, x, z)) in enumerate(zip(problem.stages, layers, strict=True), start=1)
             )
     raise UnsupportedError(f"no posterior for a {type(problem).__name__}; expected a Lasso, JointLasso or LayeredLasso")
 

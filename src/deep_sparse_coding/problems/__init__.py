@@ -5,6 +5,7 @@ from .base import Codes as Codes
 from .base import ConvexProblem as ConvexProblem
 from .base import Problem as Problem
 from .base import StandardForm as StandardForm
+from .cascaded import LayeredProblem as LayeredProblem
 from .certificate import Certificate as Certificate
 from .certificate import CertifiedProblem as CertifiedProblem
 from .certificate import assess as assess

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .base import Codes, ConvexProblem, Problem, StandardForm, form_objective, squared_norm
+from .cascaded import LayeredProblem
 from .dual import dual_point
-from .layered import LayeredLasso
 from .operators import Blocks
 
 # The relative gap is measured against the objective, but not below this share of ½‖b‖²: an objective that is zero but
@@ -96,7 +96,7 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
     with torch.no_grad():
         if isinstance(problem, ConvexProblem):
             return assess_form(problem.exact_form(signal), blocks).reshape(batch)
-        if isinstance(problem, LayeredLasso):
+        if isinstance(problem, LayeredProblem):
             return combine([assess(stage, z, x) for stage, x, z in problem.by_layer(codes, signal)])
         if isinstance(problem, CertifiedProblem):
             return problem.certificate(codes, signal)

@@ -14,9 +14,9 @@ from deep_sparse_coding.dictionaries import Cascade, Dictionary
 from deep_sparse_coding.errors import DtypeError, ParameterError
 
 from .base import Codes, StandardForm, flat_sum, inner, penalty, squared_norm
-from .certificate import Certificate, CertifiedProblem, combine
+from .cascaded import LayeredProblem, check_cascade
+from .certificate import Certificate
 from .dual import largest_ratio
-from .joint import check_cascade, layer_shapes, pack_layers
 from .lasso import Lasso
 from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
@@ -86,7 +86,7 @@ class BasisPursuit(SingleProblem):
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredBasisPursuit(CertifiedProblem):
+class LayeredBasisPursuit(LayeredProblem):
     """``x_j = argmin ‖z‖₁  s.t.  ‖x_{j-1} - D_j z‖ ≤ ε_j`` for ``j = 1, ..., J`` in turn, ``x_0 = y``.
 
     Attributes:
@@ -125,34 +125,6 @@ class LayeredBasisPursuit(CertifiedProblem):
             BasisPursuit(layer, epsilon[j], weights[j], self.nonnegative, self.mask if j == 0 else None)  # type: ignore[arg-type]
             for j, layer in enumerate(self.model.layers)
         )
-
-    def batch_shape(self, signal: Tensor) -> tuple[int, ...]:
-        """Return the leading axes of a signal."""
-        return self.stages[0].batch_shape(signal)
-
-    def check_signal(self, signal: object) -> Tensor:
-        """Return the signal if it fits the first layer and its code every layer above, else raise."""
-        tensor = self.model.layers[0].check_signal(signal)
-        layer_shapes(self.model, tensor)
-        return tensor
-
-    def pack(self, codes: object, signal: Tensor) -> Blocks:
-        """Return a tuple with one tensor per layer, each with a single batch axis."""
-        return pack_layers(self.model, codes, signal, self.batch_shape(signal))
-
-    def unpack(self, blocks: Blocks, batch_shape: tuple[int, ...]) -> Codes:
-        """Return one tensor ``(*batch, *code)`` per layer."""
-        return tuple(block.reshape(*batch_shape, *block.shape[1:]) for block in blocks)
-
-    def lam_max(self, signal: Tensor) -> Tensor:
-        """Return, per sample, the smallest first epsilon for which all codes are zero, ``‖M y‖``."""
-        return self.stages[0].epsilon_max(self.check_signal(signal))
-
-    def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
-        """Return sums over the layers, each measured on the given codes of the layer below, and the largest gap."""
-        layers = tuple(codes)
-        triples = zip(self.stages, layers, (signal, *layers[:-1]), strict=True)
-        return combine([stage.certificate(x, z) for stage, x, z in triples])
 
 
 def assess_pursuit(form: StandardForm, limits: Tensor, codes: Blocks) -> Certificate:

@@ -6,22 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from deep_sparse_coding.checks import per_layer, require_number
 from deep_sparse_coding.dictionaries import Cascade
-from deep_sparse_coding.errors import DictionaryError, ShapeError, UnsupportedError
+from deep_sparse_coding.errors import UnsupportedError
 
-from .base import Codes, ConvexProblem, StandardForm
+from .base import ConvexProblem, StandardForm
+from .cascaded import CascadeProblem, check_cascade, layer_shapes
 from .dual import largest_ratio
-from .lasso import flat_codes
-from .operators import Blocks, ChainOperator
+from .operators import ChainOperator
 from .weights import check_lam, check_mask, flatten_mask, flatten_weights
 
 
 @dataclass(frozen=True, eq=False)
-class JointLasso(ConvexProblem):
+class JointLasso(CascadeProblem, ConvexProblem):
     """``min Σ_j (β_j/2)‖x_{j-1} - D_j x_j‖² + lam_j‖x_j‖₁`` over all ``x_1, ..., x_J`` together, ``x_0 = y``.
 
     As ``β_2, ..., β_J`` grow it becomes the exact cascade; at the minimizer ``‖x_{j-1} - D_j x_j‖ ≤ ‖y‖√(β_1/β_j)``.
@@ -55,16 +54,6 @@ class JointLasso(ConvexProblem):
         object.__setattr__(self, "weights", per_layer("weights", self.weights, depth))
         object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
 
-    def batch_shape(self, signal: Tensor) -> tuple[int, ...]:
-        """Return the leading axes of a signal."""
-        return tuple(signal.shape[: signal.ndim - self.model.layers[0].event_axes])
-
-    def check_signal(self, signal: object) -> Tensor:
-        """Return the signal if it fits the first layer and its code every layer above, else raise."""
-        tensor = self.model.layers[0].check_signal(signal)
-        layer_shapes(self.model, tensor)
-        return tensor
-
     def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:
         """Return the standard form, block bidiagonal A and data ``(√β_1 y, 0, ...)``."""
         batch, shapes = self.batch_shape(signal), layer_shapes(self.model, signal)
@@ -88,14 +77,6 @@ class JointLasso(ConvexProblem):
             weights = tuple(w.detach() for w in weights)
         return StandardForm(ChainOperator(layers, beta, mask), (first, *rest), weights, self.nonnegative, shapes)
 
-    def pack(self, codes: object, signal: Tensor) -> Blocks:
-        """Return a tuple with one tensor per layer, each with a single batch axis."""
-        return pack_layers(self.model, codes, signal, self.batch_shape(signal))
-
-    def unpack(self, blocks: Blocks, batch_shape: tuple[int, ...]) -> Codes:
-        """Return one tensor ``(*batch, *code)`` per layer."""
-        return tuple(block.reshape(*batch_shape, *block.shape[1:]) for block in blocks)
-
     def lam_max(self, signal: Tensor) -> Tensor:
         """Return the smallest lam of the first layer for which all codes are zero, ``β_1 max|D_1ᵀ y|``, per sample.
 
@@ -107,49 +88,3 @@ class JointLasso(ConvexProblem):
             self.model, (1.0,) + (math.inf,) * (depth - 1), self.beta, self.weights, self.nonnegative, self.mask
         )
         return largest_ratio(free.form(signal)).reshape(self.batch_shape(signal))
-
-
-def check_cascade(model: object) -> Cascade:
-    """Return `model` if it is a cascade.
-
-    Raises:
-        DictionaryError: It is something else; a single dictionary belongs into `Lasso`.
-    """
-    if not isinstance(model, Cascade):
-        raise DictionaryError(
-            f"model is a {type(model).__name__}; expected a dsc.Cascade: dsc.Cascade([dictionary]) makes one"
-        )
-    return model
-
-
-def layer_shapes(model: Cascade, signal: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Return the shape of one sample's codes in every layer.
-
-    Raises:
-        ShapeError: A layer cannot stand on the code of the one below; the message names the layer.
-    """
-    axes = model.layers[0].event_axes
-    size = tuple(signal.shape[signal.ndim - axes + 1 :]) if axes > 1 else ()
-    shapes = []
-    for j, layer in enumerate(model.layers, start=1):
-        try:
-            shape = layer.exact_code_shape(size)
-        except ShapeError as error:
-            raise ShapeError(f"layer {j} of the cascade: {error}") from None
-        shapes.append(shape)
-        size = shape[1:]
-    return tuple(shapes)
-
-
-def pack_layers(model: Cascade, codes: object, signal: Tensor, batch: tuple[int, ...]) -> Blocks:
-    """Return codes of all layers, each with a single batch axis.
-
-    Raises:
-        ShapeError: Not a tuple or list with one tensor per layer, or a tensor of another shape.
-    """
-    if isinstance(codes, torch.Tensor) or not isinstance(codes, Sequence) or len(codes) != len(model):
-        got = f"{len(codes)} entries" if isinstance(codes, tuple | list) else f"a {type(codes).__name__}"
-        raise ShapeError(f"codes are {got}; expected a tuple with one tensor for each of the {len(model)} layers")
-    shapes = layer_shapes(model, signal)
-    triples = zip(codes, model.layers, shapes, strict=True)
-    return tuple(flat_codes(f"codes[{j}]", x, layer, batch, s) for j, (x, layer, s) in enumerate(triples))

@@ -14,10 +14,9 @@ from deep_sparse_coding.dictionaries import Cascade, DenseDictionary, Dictionary
 from deep_sparse_coding.errors import ParameterError
 
 from .base import Codes, StandardForm, squared_norm
-from .certificate import Certificate, CertifiedProblem, combine
-from .joint import check_cascade, layer_shapes, pack_layers
+from .cascaded import LayeredProblem, check_cascade
+from .certificate import Certificate
 from .lasso import Lasso
-from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
 from .weights import check_dictionary, check_mask
 
@@ -111,7 +110,7 @@ class SparseApproximation(SingleProblem):
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredSparseApproximation(CertifiedProblem):
+class LayeredSparseApproximation(LayeredProblem):
     """`SparseApproximation` of every layer in turn, each on the codes of the one below, ``x_0 = y``.
 
     Attributes:
@@ -152,34 +151,6 @@ class LayeredSparseApproximation(CertifiedProblem):
             except ParameterError as error:
                 raise ParameterError(f"layer {j + 1} of the cascade: {error}") from None
         return tuple(made)
-
-    def batch_shape(self, signal: Tensor) -> tuple[int, ...]:
-        """Return the leading axes of a signal."""
-        return self.stages[0].batch_shape(signal)
-
-    def check_signal(self, signal: object) -> Tensor:
-        """Return the signal if it fits the first layer and its code every layer above, else raise."""
-        tensor = self.model.layers[0].check_signal(signal)
-        layer_shapes(self.model, tensor)
-        return tensor
-
-    def pack(self, codes: object, signal: Tensor) -> Blocks:
-        """Return a tuple with one tensor per layer, each with a single batch axis."""
-        return pack_layers(self.model, codes, signal, self.batch_shape(signal))
-
-    def unpack(self, blocks: Blocks, batch_shape: tuple[int, ...]) -> Codes:
-        """Return one tensor ``(*batch, *code)`` per layer."""
-        return tuple(block.reshape(*batch_shape, *block.shape[1:]) for block in blocks)
-
-    def lam_max(self, signal: Tensor) -> Tensor:
-        """Return, per sample, the smallest first epsilon for which all codes are zero, ``‖M y‖``."""
-        return self.stages[0].epsilon_max(self.check_signal(signal))
-
-    def certificate(self, codes: Codes, signal: Tensor) -> Certificate:
-        """Return sums over the layers, each measured on the given codes of the layer below."""
-        layers = tuple(codes)
-        triples = zip(self.stages, layers, (signal, *layers[:-1]), strict=True)
-        return combine([stage.certificate(x, z) for stage, x, z in triples])
 
 
 def _check_sparsity(sparsity: int, entries: int) -> None:

@@ -18,8 +18,8 @@ from deep_sparse_coding.problems import (
     Certificate,
     Codes,
     ConvexProblem,
-    LayeredBasisPursuit,
     LayeredLasso,
+    LayeredProblem,
     LayeredSparseApproximation,
     Problem,
     SparseApproximation,
@@ -104,7 +104,7 @@ def solve_quietly(
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
         settings = Settings(solver, tol, max_steps, callback)
-        if isinstance(problem, LayeredLasso | LayeredBasisPursuit | LayeredSparseApproximation):
+        if isinstance(problem, LayeredProblem):
             return _solve_layers(problem, signal, settings, blocks)
         return _solve_single(problem, signal, settings, blocks)
 
@@ -237,7 +237,7 @@ def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Statu
 
 
 def _solve_layers(
-    problem: LayeredLasso | LayeredBasisPursuit | LayeredSparseApproximation,
+    problem: LayeredProblem,
     signal: Tensor,
     settings: Settings,
     start: Blocks | None,
