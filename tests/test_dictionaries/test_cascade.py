@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.dictionaries import as_cascade
-from deep_sparse_coding.errors import DictionaryError, DSCWarning, ShapeError
+from deep_sparse_coding.errors import DictionaryError, DSCWarning, ParameterError, ShapeError
 from references import explicit_matrix
 from strategies import SEEDS, code_size, draw_cascade, draw_codes, draw_conv, duplicate_matrix
 
@@ -73,6 +73,8 @@ def test_effective_refuses_layers_that_do_not_exist() -> None:
     for to in (-1, 2):
         with pytest.raises(DictionaryError, match=rf"to is {to}; expected 0 \(the signal\) to 1"):
             model.synthesize(torch.zeros(1), to=to)
+    with pytest.raises(ParameterError, match="layer is 'deepest'; expected a number"):
+        model.effective("deepest")  # type: ignore[arg-type]
 
 
 def test_printing_tells_layers_kernels_coherence_and_norm() -> None:
@@ -106,6 +108,7 @@ def test_a_cascade_is_a_module() -> None:
     assert len(list(model.parameters())) == 2
     assert model.cast(torch.float64).dtype == torch.float64
     assert isinstance(model.layers, tuple)
+    assert (model.dtype, model.device) == (model.layers[0].dtype, model.layers[0].device)
     assert as_cascade(model) is model
     assert as_cascade(model.layers[0]).layers == (model.layers[0],)
 
@@ -118,6 +121,8 @@ CONV = dsc.ConvDictionary.random(atoms=6, channels=1, size=3, seed=0)
     ("layers", "message"),
     [
         ([], "layers is empty; expected at least one dictionary"),
+        (DENSE, "layers is a DenseDictionary; expected a list of dictionaries: a single one goes in brackets"),
+        (3, "layers is a int; expected a list of dictionaries"),
         ([DENSE, torch.nn.Linear(6, 7)], "layer 2 is a Linear; expected a dictionary"),
         (
             [DENSE, dsc.DenseDictionary.random(5, 8, seed=1)],
@@ -134,7 +139,7 @@ CONV = dsc.ConvDictionary.random(atoms=6, channels=1, size=3, seed=0)
         ),
     ],
 )
-def test_layers_that_do_not_fit(layers: list[torch.nn.Module], message: str) -> None:
+def test_layers_that_do_not_fit(layers: object, message: str) -> None:
     with pytest.raises(DictionaryError, match=message):
         dsc.Cascade(layers)  # type: ignore[arg-type]
 

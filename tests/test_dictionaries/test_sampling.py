@@ -155,6 +155,13 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
         dsc.sample(DENSE, **{"seed": 0, **settings})  # type: ignore[arg-type]
 
 
+def test_one_number_is_the_size_of_all_axes() -> None:
+    one, both = (dsc.sample(CONV, sparsity=2, size=size, seed=0) for size in (4, (4, 4)))
+    assert torch.equal(one.signal, both.signal)
+    with pytest.raises(ShapeError, match=r"size is \(4,\); expected none: a dense dictionary"):
+        dsc.sample(DENSE, sparsity=1, size=4, seed=0)
+
+
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ShapeError, match=r"size is \(3,\); expected none: a dense dictionary"):
         dsc.sample(DENSE, sparsity=1, size=(3,), seed=0)

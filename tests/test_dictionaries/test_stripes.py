@@ -96,6 +96,13 @@ def test_empty_batch_and_bad_codes() -> None:
         dsc.stripe_sparsity(dictionary, torch.zeros(3, 3, dtype=torch.float64))
 
 
+def test_a_cascade_is_asked_layer_by_layer() -> None:
+    model = dsc.Cascade([dsc.DenseDictionary.random(4, 3, seed=0)])
+    for count in (dsc.stripe_sparsity, dsc.place_sparsity):
+        with pytest.raises(dsc.errors.DictionaryError, match=r"is a Cascade; expected a dictionary: .*\.layers\[j\]"):
+            count(model, torch.zeros(4))  # type: ignore[arg-type]
+
+
 def test_negative_zero_and_nan_entries() -> None:
     dictionary = dsc.DenseDictionary.random(4, 3, seed=0, dtype=torch.float64)
     codes = torch.tensor([-0.0, float("nan"), 1e-320], dtype=torch.float64)

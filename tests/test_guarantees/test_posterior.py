@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import deep_sparse_coding as dsc
-from deep_sparse_coding.errors import DtypeError, ShapeError
+from deep_sparse_coding.errors import DtypeError, ParameterError, ShapeError
 from deep_sparse_coding.guarantees import CertifiedCodes, Posterior, certify, posterior
 from strategies import normal, orthonormal, rng
 
@@ -203,6 +203,11 @@ def test_bad_input_is_refused_in_words() -> None:
         certify(problem, signal.half(), torch.zeros(2, 5, dtype=F64))
     with pytest.raises(ShapeError, match=r"codes have shape \(3, 5\)"):
         posterior(_Bare(problem, signal, torch.zeros(3, 5, dtype=F64)))
+    codes = torch.zeros(2, 5, dtype=F64)
+    with pytest.raises(ParameterError, match=r"solution is a Tensor; expected what dsc\.solve returned, or dsc\.certify"):
+        posterior(codes)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="problem is a Tensor; expected dsc.Lasso.*the order is problem, signal"):
+        certify(signal, problem, codes)  # type: ignore[arg-type]
 
 
 def test_code_maps_of_an_image_take_seconds() -> None:

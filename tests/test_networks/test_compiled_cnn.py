@@ -83,6 +83,11 @@ def test_codes_by_depth_end_in_the_codes(model: dsc.Cascade, net: CompiledCNN) -
         assert float((estimate.codes - sample.codes[mark.layer - 1]).abs().max()) <= mark.bound
 
 
+def test_codes_by_depth_takes_whole_networks_only(net: CompiledCNN) -> None:
+    with pytest.raises(ParameterError, match=r"net is a Sequential; expected a network that dsc\.to_cnn made"):
+        codes_by_depth(net[:2], torch.zeros(1))  # type: ignore[arg-type]
+
+
 def test_nonnegative_network_has_no_pairs(model: dsc.Cascade) -> None:
     net = to_cnn(model, sparsity=(3, 1), steps=(3, 1), nonnegative=(False, True))
     assert "merge" not in dict(net.named_children())

@@ -142,10 +142,10 @@ def test_printed_plan_names_every_hypothesis_and_rounds_outwards() -> None:
         "‖x_1‖_∞ ≤ 0.5",
         "the signal has at least 15 × 15 positions",
         "‖x_1 - D_2 x_2‖_2 ≤ 0.001 under every atom",
-        "every stripe of x_2 has at most 1 non-zeros",
+        "every stripe of x_2 has at most 1 non-zero",
         "‖x_2‖_∞ ≤ 2",
         "x_2 ≥ 0",
-        "at most 2 non-zeros of x_1 lie under one atom of layer 2",
+        "at most 2 non-zeros of x_1 under one atom of layer 2",
         "float32",
     ):
         assert words in text

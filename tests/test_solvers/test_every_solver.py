@@ -21,10 +21,10 @@ from references import (
 from strategies import draw_dense, draw_signal, normal, orthonormal, rng
 
 SEEDS = st.integers(0, 2**31 - 1)
-SOLVERS = [dsc.FISTA(), dsc.FISTA(restart=False), dsc.CoordinateDescent()]
-IDS = ["FISTA", "FISTA-plain", "CoordinateDescent"]
+SOLVERS = [dsc.FISTA(), dsc.FISTA(restart=False), dsc.CoordinateDescent(), dsc.ISTA()]
+IDS = ["FISTA", "FISTA-plain", "CoordinateDescent", "ISTA"]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=IDS)
-# Without restarts tight tolerances take FISTA tens of thousands of steps.
+# Without restarts or momentum tight tolerances take tens of thousands of steps.
 each_fast_solver = pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[2]], ids=[IDS[0], IDS[2]])
 # Draws may put lam above lam_max; that is then part of what is tested.
 zeros_are_fine = pytest.mark.filterwarnings("ignore:lam is at or above lam_max")
@@ -108,6 +108,24 @@ def test_joint_problem_is_the_stacked_lasso(solver: dsc.Solver, nonnegative: boo
         assert float(solution.certificate.objective[i]) == pytest.approx(want, rel=1e-8)
         assert float((solution.codes[0][i] - codes[0]).abs().max()) < 1e-3
     assert float(solution.codes[1].abs().max()) > 0, "the second layer must be in use for this to be a test"
+
+
+def test_ista_solves_joint_and_layered_problems_to_what_it_can() -> None:
+    model = dsc.Cascade(
+        [
+            dsc.DenseDictionary.random(10, 14, seed=0, dtype=torch.float64),
+            dsc.DenseDictionary.random(14, 18, seed=1, dtype=torch.float64),
+        ]
+    )
+    signal = 2 * normal(3, 10, generator=rng(1))
+    for problem in (dsc.JointLasso(model, (0.5, 0.2), beta=(1.0, 3.0)), dsc.LayeredLasso(model, (0.5, 0.2))):
+        solution = dsc.solve(problem, signal, dsc.ISTA(), tol=1e-5)
+        best = dsc.solve(problem, signal, dsc.CoordinateDescent(), tol=1e-10)
+        assert solution.solver == "ISTA"
+        assert bool(solution.converged.all())
+        if isinstance(problem, dsc.JointLasso):
+            excess = solution.certificate.objective - best.certificate.objective
+            assert bool((excess <= solution.certificate.gap).all())
 
 
 @pytest.mark.parametrize("boundary", ["valid", "circular"])

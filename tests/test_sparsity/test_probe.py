@@ -34,6 +34,7 @@ def test_records_one_tensor_for_each_call_without_gradient() -> None:
         y = net(x)
         net(2 * x)
     assert probe.names == ("1", "3")
+    assert repr(probe) == "<Probe of '1', '3': 4 tensors recorded>"
     recorded = probe.activations
     assert [len(calls) for calls in recorded.values()] == [2, 2]
     torch.testing.assert_close(recorded["3"][0], y.detach())

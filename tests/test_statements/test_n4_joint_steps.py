@@ -1,4 +1,4 @@
-"""N4: a step per layer is safe for the joint problem, and FISTA falls as fast as it is proved to."""
+"""N4: a step per layer is safe for the joint problem, and ISTA and FISTA fall as fast as is proved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deep_sparse_coding as dsc
-from deep_sparse_coding.problems import assess_form
+from deep_sparse_coding.problems import StandardForm, assess_form
 from references import joint_matrix, lasso_objective, sklearn_lasso
 from strategies import draw_cascade, normal, rng
 
@@ -57,27 +57,61 @@ def test_they_are_nearly_tight_for_nearly_parallel_atoms(beta: tuple[float, floa
     assert 0.9 <= scaled_norm(matrix, widths, bounds) <= 1 + 1e-12
 
 
-@given(seed=SEEDS)
-@settings(max_examples=15)
-def test_fista_without_restart_meets_its_rate(seed: int) -> None:
+def draw_joint(seed: int) -> tuple[StandardForm, float, float]:
+    """Return a joint problem of two dense layers, its optimum, and ``‖x* - 0‖²_L``."""
     model = draw_cascade(seed, conv=False, depth=2)
     generator = rng(seed)
     signal = normal(model.layers[0].channels, generator=generator)
     beta = (1.0, float(10.0 ** (2 * torch.rand((), generator=generator, dtype=torch.float64) - 1)))
     lam = 0.1 * float(dsc.JointLasso(model, 1.0, beta).lam_max(signal))
-    problem = dsc.JointLasso(model, lam, beta)
-    form = problem.form(signal)
+    form = dsc.JointLasso(model, lam, beta).form(signal)
     matrix, widths = joint_matrix(model, (), beta)
     data = torch.cat([block.flatten() for block in form.data])
     best = sklearn_lasso(matrix, data, lam)
-    optimum = lasso_objective(matrix, data, best, lam)
     distance = sum(
         bound * float(part.square().sum())
         for bound, part in zip(form.operator.lipschitz(), best.split(widths), strict=True)
     )
+    return form, lasso_objective(matrix, data, best, lam), distance
+
+
+@given(seed=SEEDS)
+@settings(max_examples=15)
+def test_fista_without_restart_meets_its_rate(seed: int) -> None:
+    form, optimum, distance = draw_joint(seed)
     solver = dsc.FISTA(restart=False)
     state = solver.init(form, form.zeros(), 0.0)
     for k in range(1, 60):
         state = solver.step(form, state)
         excess = float(assess_form(form, state.codes).objective) - optimum
         assert excess <= 2 * distance / (k + 1) ** 2 + 1e-9 * optimum
+
+
+@given(seed=SEEDS)
+@settings(max_examples=15)
+def test_ista_meets_its_rate_and_never_climbs(seed: int) -> None:
+    form, optimum, distance = draw_joint(seed)
+    solver = dsc.ISTA()
+    state = solver.init(form, form.zeros(), 0.0)
+    before = math.inf
+    for k in range(1, 60):
+        state = solver.step(form, state)
+        objective = float(assess_form(form, state.codes).objective)
+        assert objective - optimum <= distance / (2 * k) + 1e-9 * optimum
+        assert objective <= before * (1 + 1e-12)
+        before = objective
+
+
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_the_rate_of_ista_is_attained_up_to_a_factor_of_two(k: int) -> None:
+    # An atom so short that the data hardly see it: lam alone moves its code, by lam/L a step.
+    dictionary = dsc.DenseDictionary(torch.diag(torch.tensor([1.0, 1e-6], dtype=torch.float64)))
+    form = dsc.Lasso(dictionary, 1 / (2 * k)).form(torch.zeros(2, dtype=torch.float64))
+    start = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    (bound,) = form.operator.lipschitz()
+    solver = dsc.ISTA()
+    state = solver.init(form, (start,), 0.0)
+    for _ in range(k):
+        state = solver.step(form, state)
+    excess = float(assess_form(form, state.codes).objective)
+    assert 0.49 * bound / (2 * k) <= excess <= bound / (2 * k)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import require_integer
 from ..errors import DictionaryError
 from .base import Dictionary
 from .convolutional import ConvDictionary
@@ -30,6 +31,10 @@ class Cascade(nn.Module):
 
     def __init__(self, layers: Sequence[Dictionary]) -> None:
         super().__init__()
+        if not isinstance(layers, Iterable):
+            raise DictionaryError(
+                f"layers is a {type(layers).__name__}; expected a list of dictionaries: a single one goes in brackets"
+            )
         layers = list(layers)
         if not layers:
             raise DictionaryError("layers is empty; expected at least one dictionary")
@@ -50,6 +55,11 @@ class Cascade(nn.Module):
         """The number type of all layers."""
         return self.layers[0].dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the atoms of all layers live."""
+        return self.layers[0].device
+
     def __len__(self) -> int:
         return len(self._layers)
 
@@ -62,9 +72,10 @@ class Cascade(nn.Module):
 
         Raises:
             DictionaryError: No such layer.
+            ParameterError: `to` is no whole number of at least 0.
             ShapeError: The codes do not fit.
         """
-        if not 0 <= to < len(self):
+        if not require_integer("to", to, minimum=0) < len(self):
             raise DictionaryError(f"to is {to}; expected 0 (the signal) to {len(self) - 1}")
         for layer in reversed(self.layers[to:]):
             deepest = layer.synthesize(deepest)
@@ -83,8 +94,14 @@ class Cascade(nn.Module):
         Returns:
             ``(atoms, d)`` for dense layers, ``(atoms, channels, K, ...)`` for convolutional ones, where K grows from
             layer to layer, ``K_j = (k_j - 1)·stride + K_{j-1}`` in the signal's entries. Norms are as they come.
+
+        Raises:
+            DictionaryError: No such layer.
+            ParameterError: `layer` is no whole number.
+
+        Source: "Skipping layers" in G1 of docs/theory.md.
         """
-        depth = len(self) if layer is None else layer
+        depth = len(self) if layer is None else require_integer("layer", layer, minimum=0)
         if not 1 <= depth <= len(self):
             raise DictionaryError(f"layer is {layer}; expected 1 to {len(self)}")
         with torch.no_grad():

@@ -91,6 +91,8 @@ class DenseDictionary(Dictionary):
         DictionaryError: A column is zero, too small or too large for its dtype, or an entry is not finite.
         DtypeError: Not float32 or float64.
         ShapeError: Not two axes.
+
+    Source: section 0 of docs/theory.md; Donoho & Elad 2003.
     """
 
     event_axes = 1

@@ -36,6 +36,8 @@ def save(model: Dictionary | Cascade, path: str | os.PathLike[str]) -> Path:
     Raises:
         DictionaryError: An atom is zero or not finite, so that the file could not be loaded again.
         FileFormatError: The folder does not exist or cannot be written.
+
+    Source: the safetensors format, https://github.com/huggingface/safetensors.
     """
     from safetensors.torch import save as to_bytes
 
@@ -64,6 +66,8 @@ def load(path: str | os.PathLike[str]) -> Dictionary | Cascade:
 
     Raises:
         FileFormatError: No such file, not a safetensors file, damaged, not one of ours, or of a later version.
+
+    Source: the safetensors format, https://github.com/huggingface/safetensors.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -46,6 +46,8 @@ def match(dictionary: Dictionary, other: Dictionary) -> Match:
 
     Raises:
         DictionaryError: Other shapes or another kind.
+
+    Source: Kuhn 1955 for the assignment; the measure of recovered atoms is that of Aharon, Elad & Bruckstein 2006.
     """
     for given in (dictionary, other):
         if not isinstance(given, Dictionary):

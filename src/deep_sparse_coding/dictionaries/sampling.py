@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import per_layer, require_integer, require_number
+from ..checks import per_axis, per_layer, require_integer, require_number
 from ..errors import ParameterError
 from .base import Dictionary
 from .cascade import Cascade, as_cascade
@@ -44,7 +44,7 @@ def sample(
     model: Dictionary | Cascade,
     *,
     sparsity: int | Sequence[int],
-    size: Sequence[int] = (),
+    size: int | Sequence[int] = (),
     batch: int = 1,
     noise: float = 0.0,
     amplitude: float = 1.0,
@@ -57,7 +57,7 @@ def sample(
         model: A dictionary or a cascade.
         sparsity: The most non-zeros of each layer's code, over the whole map. The deepest layer gets exactly that many;
             the layers above the signal get what ``x_{j-1} = D_j x_j`` gives, which must not be more.
-        size: Spatial size of the deepest code map; nothing for dense layers.
+        size: Spatial size of the deepest code map, one number for all axes or one per axis; nothing for dense layers.
         batch: Number of samples.
         noise: Standard deviation of the Gaussian noise on each entry of the signal.
         amplitude: The deepest codes' entries lie in ``[amplitude/2, amplitude]`` in absolute value.
@@ -68,7 +68,11 @@ def sample(
         A `Sample` in the model's dtype and on its device.
 
     Raises:
+        DictionaryError: Not a dictionary or a cascade.
         ParameterError: More non-zeros than places, or a layer whose code came out denser than `sparsity` allows.
+        ShapeError: A size for dense layers, or one too small for a circular boundary.
+
+    Source: the generating model of ML-CSC, section 1 of docs/theory.md; Papyan, Romano & Elad 2017.
     """
     cascade = as_cascade(model)
     limits = [
@@ -79,7 +83,9 @@ def sample(
     amplitude = require_number("amplitude", amplitude, minimum=0, strict=True)
     rng = generator(seed)
     deepest = cascade.layers[-1]
-    event = deepest.code_shape(deepest.signal_shape(tuple(size))[1:])
+    axes = deepest.event_axes - 1
+    grid = per_axis("size", size, axes) if axes or isinstance(size, Sequence) else (size,)
+    event = deepest.code_shape(deepest.signal_shape(grid)[1:])
     places = math.prod(event)
     if limits[-1] > places:
         raise ParameterError(f"sparsity of the deepest layer is {limits[-1]}; expected at most its {places} places")

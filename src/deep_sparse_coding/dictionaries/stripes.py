@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..errors import DictionaryError
 from .base import Dictionary
 from .convolutional import ConvDictionary
 
@@ -26,9 +27,13 @@ def stripe_sparsity(dictionary: Dictionary, codes: Tensor) -> Tensor:
     Returns:
         ``(*batch,)``, int64.
 
+    Raises:
+        DictionaryError: Not a dictionary; of a cascade give one layer.
+        DSCError: Codes that do not fit.
+
     Source: Papyan, Sulam & Elad 2017; section 0 of docs/theory.md.
     """
-    codes = dictionary.check_codes(codes)
+    codes = _require_layer(dictionary).check_codes(codes)
     if not isinstance(dictionary, ConvDictionary):
         return (codes != 0).sum(-1)
     window = tuple(2 * lag + 1 for lag in dictionary.lags)
@@ -42,9 +47,16 @@ def place_sparsity(dictionary: Dictionary, codes_below: Tensor) -> Tensor:
         dictionary: The dictionary of layer j.
         codes_below: Its signal, the codes of layer j - 1, ``(*batch, channels, ...)``.
 
+    Returns:
+        ``(*batch,)``, int64.
+
+    Raises:
+        DictionaryError: Not a dictionary; of a cascade give one layer.
+        DSCError: Codes that do not fit.
+
     Source: section 0 and statement N2 of docs/theory.md.
     """
-    codes_below = dictionary.check_signal(codes_below)
+    codes_below = _require_layer(dictionary).check_signal(codes_below)
     if not isinstance(dictionary, ConvDictionary):
         return (codes_below != 0).sum(-1)
     return _largest_window(codes_below, dictionary, dictionary.kernel_size, dictionary.stride, (0,) * dictionary.axes)
@@ -70,6 +82,14 @@ def covering_bound(below: Dictionary, dictionary: Dictionary, stripes: int) -> i
         -(-k // (2 * lag + 1)) + (torn and k > 1) for k, lag in zip(dictionary.kernel_size, below.lags, strict=True)
     )
     return min(covers * stripes, dictionary.analysis_terms)
+
+
+def _require_layer(dictionary: object) -> Dictionary:
+    if not isinstance(dictionary, Dictionary):
+        raise DictionaryError(
+            f"dictionary is a {type(dictionary).__name__}; expected a dictionary: of a cascade take .layers[j]"
+        )
+    return dictionary
 
 
 def _largest_window(

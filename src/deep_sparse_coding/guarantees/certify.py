@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.problems import Certificate, Codes, Problem, assess
 
 from .posterior import Posterior, posterior
@@ -66,9 +67,18 @@ def certify(problem: Problem, signal: Tensor, codes: Codes) -> CertifiedCodes:
         signal: ``(*batch, ...)``.
         codes: As the problem's solutions have them: a tensor, or a tuple with one per layer.
 
+    Returns:
+        `CertifiedCodes`; where codes are NaN or violate a constraint, the gap is NaN or infinite, and proves nothing.
+
     Raises:
+        ParameterError: Not a problem.
         DSCError: Shapes, dtypes or devices that do not fit.
 
     Source: "Gap" in G5 of docs/theory.md.
     """
+    if not isinstance(problem, Problem):
+        raise ParameterError(
+            f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.JointLasso or the like: the order is "
+            "problem, signal, codes"
+        )
     return CertifiedCodes(problem, signal, codes, assess(problem, signal, codes))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.errors import UnsupportedError
+from deep_sparse_coding.errors import ParameterError, UnsupportedError
 from deep_sparse_coding.problems import Codes, ConvexProblem, LayeredLasso, Problem
 
 from .places import Places, locate
@@ -21,6 +21,7 @@ SOURCE = "G5 of docs/theory.md; gap-safe spheres: Ndiaye, Fercoq, Gramfort & Sal
 _CORRECTIONS = 4
 
 
+@runtime_checkable
 class HasCodes(Protocol):
     """What a posterior is about: a solution of `solve`, or `CertifiedCodes`."""
 
@@ -122,10 +123,16 @@ def posterior(solution: HasCodes) -> Posterior | tuple[Posterior, ...]:
         A posterior; for a layered problem one per layer, each relative to the given codes of the layer below.
 
     Raises:
+        ParameterError: Bare codes, or anything else without problem, signal and codes.
         UnsupportedError: A problem that is neither convex nor layered.
 
     Source: G5 of docs/theory.md.
     """
+    if not isinstance(solution, HasCodes):
+        raise ParameterError(
+            f"solution is a {type(solution).__name__}; expected what dsc.solve returned, or "
+            "dsc.certify(problem, signal, codes) of codes from anywhere"
+        )
     problem = solution.problem
     signal = problem.check_signal(solution.signal)
     with torch.no_grad():

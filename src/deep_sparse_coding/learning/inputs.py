@@ -46,7 +46,7 @@ def check_images(images: object, *, dense: bool, dtype: torch.dtype | None, fini
     if isinstance(images, Tensor) and not images.is_floating_point() and not images.is_complex():
         raise DtypeError(
             f"images has dtype {images.dtype}; expected float32 or float64: of 8-bit images take images.float() / 255, "
-            "then dsc.learning.contrast_normalize"
+            "then dsc.contrast_normalize"
         )
     tensor = require_float("images", images).detach()
     if dense and tensor.ndim != 2:

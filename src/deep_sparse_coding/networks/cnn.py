@@ -135,9 +135,19 @@ def codes_by_depth(net: CompiledCNN, signal: Tensor) -> list[Estimate]:
     """Return the codes after every step of every layer, signed; they match ``net.plan.bound_by_depth`` one by one.
 
     Args:
-        net: A compiled network.
-        signal: What the network takes.
+        net: A compiled network, whole (a slice of it has no plan).
+        signal: What the network takes: ``(batch, channels, H, W)`` or one signal (dense: ``(*batch, d)``).
+
+    Returns:
+        One `Estimate` per step, codes ``(batch, atoms, h, w)`` (dense: ``(*batch, atoms)``).
+
+    Raises:
+        ParameterError: Not a compiled network.
+
+    Source: statements N1 and N2 of docs/theory.md.
     """
+    if not isinstance(net, CompiledCNN):
+        raise ParameterError(f"net is a {type(net).__name__}; expected a network that dsc.to_cnn made")
     estimates: list[Estimate] = []
     marks = iter(net.plan.bound_by_depth)
     axis = -len(net.plan.layers[0].layout.kernel) - 1

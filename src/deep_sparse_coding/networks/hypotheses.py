@@ -45,15 +45,13 @@ class LayerHypotheses:
             f"{below} = D_{j} x_{j}, up to rounding"
             if exact
             else f"‖{below} - D_{j} x_{j}‖_2 ≤ {self.residual:.6g}{where}",
-            f"every stripe of x_{j} has at most {self.sparsity} non-zeros"
-            if conv
-            else f"x_{j} has at most {self.sparsity} non-zeros",
+            f"{f'every stripe of x_{j}' if conv else f'x_{j}'} has at most {_non_zeros(self.sparsity)}",
             f"‖x_{j}‖_∞ ≤ {self.amplitude:.6g}",
         ]
         if self.nonnegative:
             told.append(f"x_{j} ≥ 0")
         if self.place_sparsity is not None and conv:
-            told.append(f"at most {self.place_sparsity} non-zeros of x_{j - 1} lie under one atom of layer {j}")
+            told.append(f"at most {_non_zeros(self.place_sparsity)} of x_{j - 1} under one atom of layer {j}")
         if isinstance(dictionary, ConvDictionary) and dictionary.boundary == "circular":
             sizes = " × ".join(str(2 * k - 1) for k in dictionary.kernel_size)
             told.append(f"{below} has at least {sizes} positions, so that nothing wraps twice")
@@ -115,6 +113,10 @@ def layer_hypotheses(
     return tuple(
         LayerHypotheses(j + 1, stripes[j], amplitudes[j], residuals[j], places[j], one_sided[j]) for j in range(count)
     )
+
+
+def _non_zeros(count: int) -> str:
+    return f"{count} non-zero{'' if count == 1 else 's'}"
 
 
 def _spread(name: str, value: object, layers: int) -> tuple[object, ...]:

@@ -135,6 +135,23 @@ def squared_norm(blocks: Blocks) -> Tensor:
     return flat_sum(tuple(block.square() for block in blocks))
 
 
+def unresolved(data: Blocks, energy: Tensor) -> Tensor:
+    """Return which samples are so large or so small that float64 holds no certificate for them, ``(samples,)``.
+
+    Objectives are of the size of ``‖b‖²``. Where this overflows nothing can be said, and where it comes near the
+    smallest number, gaps would round to zero and prove anything.
+
+    Args:
+        data: b, float64.
+        energy: ``‖b‖²`` per sample.
+    """
+    limits = torch.finfo(torch.float64)
+    small = energy < limits.tiny / limits.eps
+    if bool(small.any()):  # a sample of zeros is no such case
+        small &= torch.stack([(block != 0).flatten(1).any(1) for block in data]).any(0)
+    return small | torch.isinf(energy)
+
+
 def inner(first: Blocks, second: Blocks) -> Tensor:
     """Return the inner product over all blocks, per sample."""
     return flat_sum(tuple(a * b for a, b in zip(first, second, strict=True)))

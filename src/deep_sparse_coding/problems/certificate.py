@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .base import Codes, ConvexProblem, Problem, StandardForm, form_objective, squared_norm
+from deep_sparse_coding.errors import ParameterError
+
+from .base import Codes, ConvexProblem, Problem, StandardForm, form_objective, squared_norm, unresolved
 from .cascaded import LayeredProblem
 from .dual import dual_point
 from .operators import Blocks
@@ -68,15 +71,21 @@ class CertifiedProblem(Problem, ABC):
 
 
 def assess_form(form: StandardForm, codes: Blocks) -> Certificate:
-    """Return the certificate of flat codes, computed in float64 whatever their precision."""
+    """Return the certificate of flat codes, computed in float64 whatever their precision.
+
+    The gap is inf, which proves nothing, where the squares of the data leave the range of float64.
+    """
     form = form.cast(torch.float64)
     codes = tuple(block.double() for block in codes)
     point = dual_point(form, codes)
     objective = form_objective(form, codes, point.residual)
-    floor = _OBJECTIVE_FLOOR * 0.5 * squared_norm(form.data)
-    scale = torch.maximum(objective, floor)
-    relative = torch.where((point.gap == 0) & torch.isfinite(objective), 0.0, point.gap / scale)
-    return Certificate(objective, objective - point.gap, point.gap, relative)
+    energy = squared_norm(form.data)
+    nothing = unresolved(form.data, energy)
+    gap = torch.where(nothing, math.inf, point.gap)
+    scale = torch.maximum(objective, _OBJECTIVE_FLOOR * 0.5 * energy)
+    relative = torch.where((gap == 0) & torch.isfinite(objective), 0.0, gap / scale)
+    relative = torch.where(nothing, math.inf, relative)
+    return Certificate(objective, torch.where(nothing, -math.inf, objective - gap), gap, relative)
 
 
 def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
@@ -90,6 +99,8 @@ def assess(problem: Problem, signal: Tensor, codes: Codes) -> Certificate:
     Raises:
         DSCError: Shapes, dtypes or devices that do not fit.
     """
+    if not isinstance(problem, Problem):
+        raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.BasisPursuit or the like")
     signal = problem.check_signal(signal)
     batch = problem.batch_shape(signal)
     blocks = problem.pack(codes, signal)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from deep_sparse_coding.checks import per_layer
 from deep_sparse_coding.dictionaries import Cascade, Dictionary
-from deep_sparse_coding.errors import DtypeError, ParameterError
+from deep_sparse_coding.errors import ParameterError
 
-from .base import Codes, StandardForm, flat_sum, inner, penalty, squared_norm
+from .base import Codes, StandardForm, flat_sum, inner, penalty, squared_norm, unresolved
 from .cascaded import LayeredProblem, check_cascade
 from .certificate import Certificate
 from .dual import largest_ratio
 from .lasso import Lasso
 from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
-from .weights import check_dictionary, check_lam, check_mask
+from .weights import check_dictionary, check_flag, check_mask, check_weights, check_weights_by_layer
 
 # The relative gap is measured against the objective, but not below this share of ‖y‖²/‖Dᵀy‖_∞, the natural size of it.
 _OBJECTIVE_FLOOR = 1e-6
@@ -61,13 +61,11 @@ class BasisPursuit(SingleProblem):
     def __post_init__(self) -> None:
         check_dictionary("dictionary", self.dictionary)
         object.__setattr__(self, "epsilon", check_epsilon("epsilon", self.epsilon))
-        if self.weights is not None:
-            if not isinstance(self.weights, Tensor):
-                raise DtypeError(f"weights is a {type(self.weights).__name__}; expected a tensor, one entry per atom")
-            weights = check_lam("weights", self.weights)
-            if bool((torch.as_tensor(weights) == 0).any()):
-                raise ParameterError("weights of basis pursuit hold zeros; expected positive numbers: use small ones")
-            object.__setattr__(self, "weights", weights)
+        weights = check_weights("weights", self.weights)
+        if weights is not None and bool((weights == 0).any()):
+            raise ParameterError("weights of basis pursuit hold zeros; expected positive numbers: use small ones")
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.dictionary))
 
     def form(self, signal: Tensor) -> StandardForm:
@@ -112,7 +110,8 @@ class LayeredBasisPursuit(LayeredProblem):
         object.__setattr__(
             self, "epsilon", tuple(check_epsilon(f"epsilon[{j}]", value) for j, value in enumerate(values))
         )
-        object.__setattr__(self, "weights", per_layer("weights", self.weights, depth))
+        object.__setattr__(self, "weights", check_weights_by_layer(self.weights, depth))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
         _ = self.stages  # their own checks
 
@@ -157,7 +156,8 @@ def assess_pursuit(form: StandardForm, limits: Tensor, codes: Blocks) -> Certifi
         better = _on_support(some, x, r, c)
         trial = _pursuit_gap(some, limits[later], x, r, better, some.operator.analyze(better))
         gap[later] = torch.fmin(gap[later], trial)
-    feasible = norm <= limits
+    nothing = unresolved(form.data, squared_norm(form.data))
+    feasible = (norm <= limits) & ~nothing
     objective = torch.where(feasible | torch.isnan(norm), value, math.inf)
     known = torch.isfinite(objective)
     dual = torch.where(torch.isinf(value), -math.inf, value - gap)

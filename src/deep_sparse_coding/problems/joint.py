@@ -16,7 +16,7 @@ from .base import ConvexProblem, StandardForm
 from .cascaded import CascadeProblem, check_cascade, layer_shapes
 from .dual import largest_ratio
 from .operators import ChainOperator
-from .weights import check_lam, check_mask, flatten_mask, flatten_weights
+from .weights import check_flag, check_lam, check_mask, check_weights_by_layer, flatten_mask, flatten_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ class JointLasso(CascadeProblem, ConvexProblem):
         beta = per_layer("beta", self.beta, depth)
         checked = tuple(require_number(f"beta[{j}]", b, minimum=0, strict=True) for j, b in enumerate(beta))
         object.__setattr__(self, "beta", checked)
-        object.__setattr__(self, "weights", per_layer("weights", self.weights, depth))
+        object.__setattr__(self, "weights", check_weights_by_layer(self.weights, depth))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
 
     def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:

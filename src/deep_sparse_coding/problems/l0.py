@@ -13,12 +13,12 @@ from deep_sparse_coding.checks import per_layer, require_integer
 from deep_sparse_coding.dictionaries import Cascade, DenseDictionary, Dictionary
 from deep_sparse_coding.errors import ParameterError
 
-from .base import Codes, StandardForm, squared_norm
+from .base import Codes, StandardForm, squared_norm, unresolved
 from .cascaded import LayeredProblem, check_cascade
 from .certificate import Certificate
 from .lasso import Lasso
 from .single import SingleProblem, check_epsilon, residual_limits
-from .weights import check_dictionary, check_mask
+from .weights import check_dictionary, check_flag, check_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,7 @@ class SparseApproximation(SingleProblem):
             object.__setattr__(self, "sparsity", sparsity)
         if self.epsilon is not None:
             object.__setattr__(self, "epsilon", check_epsilon("epsilon", self.epsilon))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.dictionary))
 
     def form(self, signal: Tensor) -> StandardForm:
@@ -92,7 +93,7 @@ class SparseApproximation(SingleProblem):
         blocks = tuple(block.double() for block in self.pack(codes, signal))
         energy = squared_norm(form.residual(blocks))
         count = torch.linalg.vector_norm(blocks[0].flatten(1), ord=0, dim=1)
-        met = torch.ones_like(energy, dtype=torch.bool)
+        met = ~unresolved(form.data, squared_norm(form.data))
         if self.sparsity is not None:
             met &= count <= self.sparsity
         if self.nonnegative:
@@ -134,6 +135,7 @@ class LayeredSparseApproximation(LayeredProblem):
         depth = len(self.model)
         object.__setattr__(self, "sparsity", per_layer("sparsity", self.sparsity, depth))
         object.__setattr__(self, "epsilon", per_layer("epsilon", self.epsilon, depth))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
         _ = self.stages  # their own checks
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from deep_sparse_coding.checks import require_float_tensor, require_same_kind
 from deep_sparse_coding.dictionaries import DenseDictionary, Dictionary
-from deep_sparse_coding.errors import DtypeError, ShapeError, UnsupportedError
+from deep_sparse_coding.errors import ShapeError, UnsupportedError
 
 from .base import Codes, ConvexProblem, StandardForm
 from .dual import largest_ratio
 from .operators import Blocks, SingleOperator
-from .weights import check_dictionary, check_lam, check_mask, flatten_mask, flatten_weights
+from .weights import check_dictionary, check_flag, check_lam, check_mask, check_weights, flatten_mask, flatten_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +45,8 @@ class Lasso(ConvexProblem):
     def __post_init__(self) -> None:
         check_dictionary("dictionary", self.dictionary)
         object.__setattr__(self, "lam", check_lam("lam", self.lam))
-        if self.weights is not None:
-            if not isinstance(self.weights, Tensor):
-                raise DtypeError(f"weights is a {type(self.weights).__name__}; expected a tensor, one entry per atom")
-            object.__setattr__(self, "weights", check_lam("weights", self.weights))
+        object.__setattr__(self, "weights", check_weights("weights", self.weights))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.dictionary))
 
     def batch_shape(self, signal: Tensor) -> tuple[int, ...]:

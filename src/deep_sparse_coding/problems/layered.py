@@ -12,7 +12,7 @@ from deep_sparse_coding.dictionaries import Cascade
 
 from .cascaded import LayeredProblem, check_cascade
 from .lasso import Lasso
-from .weights import check_lam, check_mask
+from .weights import check_flag, check_lam, check_mask, check_weights_by_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,8 @@ class LayeredLasso(LayeredProblem):
         depth = len(self.model)
         lam = tuple(check_lam(f"lam[{j}]", value) for j, value in enumerate(per_layer("lam", self.lam, depth)))
         object.__setattr__(self, "lam", lam)
-        object.__setattr__(self, "weights", per_layer("weights", self.weights, depth))
+        object.__setattr__(self, "weights", check_weights_by_layer(self.weights, depth))
+        object.__setattr__(self, "nonnegative", check_flag("nonnegative", self.nonnegative))
         object.__setattr__(self, "mask", check_mask(self.mask, self.model.layers[0]))
 
     @property

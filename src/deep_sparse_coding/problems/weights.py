@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_float_tensor, require_number
+from deep_sparse_coding.checks import per_layer, require_float_tensor, require_number
 from deep_sparse_coding.dictionaries import Dictionary
-from deep_sparse_coding.errors import DictionaryError, DtypeError, ParameterError, ShapeError
+from deep_sparse_coding.errors import DeviceError, DictionaryError, DtypeError, ParameterError, ShapeError
 
 
 def check_dictionary(name: str, value: object) -> Dictionary:
@@ -51,17 +52,67 @@ def check_lam(name: str, lam: object) -> float | Tensor:
     return require_number(name, lam, minimum=0.0, finite=False)
 
 
+def check_weights(name: str, weights: object) -> Tensor | None:
+    """Return multipliers of lam, or None, if they are a tensor whose entries are at or above 0 (inf allowed).
+
+    Raises:
+        DtypeError: No tensor, or one of another number type.
+        ParameterError: Negative or NaN entries.
+        ShapeError: A tensor without axes.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, Tensor):
+        raise DtypeError(f"{name} is a {type(weights).__name__}; expected a tensor, one entry per atom")
+    if not weights.ndim:
+        raise ShapeError(f"{name} is a tensor without axes; expected one entry per atom: one number for all is lam's")
+    checked = check_lam(name, weights)
+    assert isinstance(checked, Tensor), "a tensor with axes stays one"
+    return checked
+
+
+def check_weights_by_layer(weights: object, layers: int) -> tuple[Tensor | None, ...]:
+    """Return the multipliers of every layer, each as `check_weights` has it.
+
+    Raises:
+        DtypeError: Something else than None, or a tuple or list with one tensor or None per layer.
+        ParameterError: Another number of entries than layers.
+    """
+    if weights is not None and not isinstance(weights, tuple | list):
+        raise DtypeError(
+            f"weights is a {type(weights).__name__}; expected a tuple with one tensor, or None, for each of the "
+            f"{layers} layers"
+        )
+    return tuple(check_weights(f"weights[{j}]", value) for j, value in enumerate(per_layer("weights", weights, layers)))
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False: a number, a word or a tensor in its place is a mistake.
+
+    Raises:
+        ParameterError: It is something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ParameterError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
+
+
 def check_mask(mask: object, dictionary: Dictionary) -> Tensor | None:
     """Return a mask as numbers in the dictionary's dtype.
 
     Raises:
-        DtypeError: Not a tensor of booleans or numbers.
+        DtypeError: Not a dense tensor of booleans or numbers.
+        DeviceError: A tensor without data.
         ParameterError: Entries that are negative or not finite.
     """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.is_complex():
         raise DtypeError(f"mask is {type(mask).__name__}; expected a tensor of booleans (True = observed) or weights")
+    if mask.layout != torch.strided:
+        raise DtypeError(f"mask has layout {mask.layout}; expected a dense tensor: use mask.to_dense()")
+    if mask.device.type == "meta":
+        raise DeviceError(f"mask is on meta and has no values; expected a tensor on {dictionary.device}")
     mask = mask.detach().to(dtype=dictionary.dtype, device=dictionary.device)
     if not bool((torch.isfinite(mask) & (mask >= 0)).all()):
         raise ParameterError("mask has entries that are negative or not finite; expected True and False, or 0 and 1")

@@ -8,12 +8,14 @@ from .coordinate import CoordinateDescent as CoordinateDescent
 from .greedy import OMP as OMP
 from .greedy import Exhaustive as Exhaustive
 from .greedy import Pursuit as Pursuit
+from .homotopy import Homotopy as Homotopy
 from .lam_search import ChosenLam as ChosenLam
 from .lam_search import choose_lam as choose_lam
 from .loop import Progress as Progress
 from .path import Path as Path
 from .path import solve_path as solve_path
 from .proximal import FISTA as FISTA
+from .proximal import ISTA as ISTA
 from .solution import History as History
 from .solution import Solution as Solution
 from .solution import Status as Status

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.problems import BasisPursuit, Blocks, Certificate, StandardForm, assess
-from deep_sparse_coding.problems.base import inner, penalty, squared_norm
+from deep_sparse_coding.problems.base import inner, penalty, squared_norm, unresolved
 from deep_sparse_coding.problems.constrained import assess_pursuit, with_lam
 from deep_sparse_coding.problems.dual import largest_ratio
 
@@ -100,14 +100,17 @@ def solve_pursuit(
     shape = problem.batch_shape(signal)
     form, limits = problem.form(signal), problem.limits(signal)
     bad = ~torch.isfinite(form.data[0]).flatten(1).all(1)
-    if bool(bad.any()):
+    lost = unresolved(form.data, squared_norm(form.data)) & ~bad
+    void = bad | lost
+    if bool(void.any()):
         # A sample of zeros is solved by zeros at once, and disturbs nothing.
         data = form.data[0].clone()
-        data[bad] = 0.0
-        form, limits = replace(form, data=(data,)), torch.where(bad, 0.0, limits)
+        data[void] = 0.0
+        form, limits = replace(form, data=(data,)), torch.where(void, 0.0, limits)
     search = _Search(form, limits, signal.dtype, tol, max_steps, solve_lasso, report)
     search.run(start)
     codes, status = search.best, search.status
+    status[lost.cpu()] = int(Status.DIVERGED)
     status[bad.cpu()] = int(Status.NONFINITE_INPUT)
     for block in codes:
         block[bad] = math.nan

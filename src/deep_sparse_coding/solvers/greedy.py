@@ -16,7 +16,7 @@ from torch import Tensor
 from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.errors import DSCWarning, UnsupportedError
 from deep_sparse_coding.problems import Blocks, Certificate, SparseApproximation, StandardForm, assess
-from deep_sparse_coding.problems.base import squared_norm
+from deep_sparse_coding.problems.base import squared_norm, unresolved
 
 from .constrained import distance_to_range, least_squares
 from .solution import History, Solution, Status
@@ -223,11 +223,13 @@ def solve_greedy(
     began = time.perf_counter()
     shape, form, limits = problem.batch_shape(signal), problem.form(signal), problem.limits(signal)
     bad = ~torch.isfinite(form.data[0]).flatten(1).all(1)
-    if bool(bad.any()):
+    lost = unresolved(form.data, squared_norm(form.data)) & ~bad
+    void = bad | lost
+    if bool(void.any()):
         # A sample of zeros is solved at once, and disturbs nothing.
         data = form.data[0].clone()
-        data[bad] = 0.0
-        form, limits = replace(form, data=(data,)), None if limits is None else torch.where(bad, 0.0, limits)
+        data[void] = 0.0
+        form, limits = replace(form, data=(data,)), None if limits is None else torch.where(void, 0.0, limits)
     most = _most_atoms(problem, form)
     wanted = min(most, max_steps)
     (codes,), steps = solver.pursue(form, wanted, None if limits is None else _aim(limits, form, signal.dtype))
@@ -245,6 +247,7 @@ def solve_greedy(
     if limits is not None and len(rows):
         far = distance_to_range(form.select(rows), limits[rows]) >= limits[rows]
         status[rows[far]] = int(Status.INFEASIBLE)
+    status[lost] = int(Status.DIVERGED)
     status[bad] = int(Status.NONFINITE_INPUT)
     void = bad | (status == Status.INFEASIBLE)
     if bool(void.any()):

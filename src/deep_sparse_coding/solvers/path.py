@@ -112,7 +112,7 @@ def solve_path(
     """
     pattern = _lam_pattern(problem)
     assert isinstance(problem, _Scalable), "the pattern has been taken"
-    if on_failure not in ("warn", "ignore"):
+    if not isinstance(on_failure, str) or on_failure not in ("warn", "ignore"):
         raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn' or 'ignore' for a path")
     tol, max_steps = require_number("tol", tol, minimum=0.0), require_integer("max_steps", max_steps, minimum=0)
     signal = problem.check_signal(signal)

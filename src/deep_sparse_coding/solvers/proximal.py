@@ -1,8 +1,8 @@
-"""Proximal gradient: FISTA with restarts, a step per layer."""
+"""Proximal gradient: ISTA, and FISTA with restarts, both with a step per layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,62 @@ from torch import Tensor
 from deep_sparse_coding.problems import Blocks, StandardForm
 
 from .base import Solver, State, select_blocks, soft_threshold
+
+
+def proximal_step(form: StandardForm, point: Blocks, lipschitz: tuple[float, ...]) -> Blocks:
+    """Return ``S_{w/L}(z - Aᵀ(Az - b)/L)``, layer by layer with the layer's own L.
+
+    Args:
+        form: The problem.
+        point: z, one block per layer.
+        lipschitz: ``L_j`` of every layer, such that ``‖Ax‖² ≤ Σ_j L_j‖x_j‖²``.
+
+    Source: N4 of docs/theory.md (the steps are safe).
+    """
+    ascent = form.operator.analyze(form.residual(point))
+    return tuple(
+        soft_threshold(torch.add(z, g, alpha=1 / bound), w / bound, form.nonnegative)
+        for z, g, w, bound in zip(point, ascent, form.weights, lipschitz, strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ISTAState(State):
+    """Codes and the steps that are safe.
+
+    Attributes:
+        lipschitz: ``L_j`` of every layer.
+    """
+
+    lipschitz: tuple[float, ...]
+
+    def select(self, keep: Tensor) -> ISTAState:
+        """Return the state of the samples `keep`."""
+        return replace(self, codes=select_blocks(self.codes, keep))
+
+
+@dataclass(frozen=True)
+class ISTA(Solver[ISTAState]):
+    """Plain proximal gradient, for every problem, dense or convolutional, on every device.
+
+    ``x⁺ = S_{w/L}(x - Aᵀ(Ax - b)/L)``, a step ``1/L_j`` per layer. The objective never rises, and
+    ``P(x_k) - P* ≤ Σ_j L_j‖x_j⁰ - x_j*‖²/(2k)``. It is the yardstick for the others, which need far fewer steps, and
+    what one layer of an unrolled network computes.
+
+    Source: Daubechies, Defrise & De Mol 2004; Beck & Teboulle 2009, Theorem 3.1; step per layer: N4 of docs/theory.md.
+    """
+
+    def refuse(self, form: StandardForm) -> str | None:
+        """Return None: ISTA takes every standard form."""
+        return None
+
+    def init(self, form: StandardForm, start: Blocks, tol: float) -> ISTAState:
+        """Return the state at `start`."""
+        return ISTAState(start, 0, form.operator.lipschitz())
+
+    def step(self, form: StandardForm, state: ISTAState) -> ISTAState:
+        """Return the state one proximal gradient step later."""
+        return ISTAState(proximal_step(form, state.codes, state.lipschitz), state.steps + 1, state.lipschitz)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +118,7 @@ class FISTA(Solver[FISTAState]):
 
     def step(self, form: StandardForm, state: FISTAState) -> FISTAState:
         """Return the state one proximal gradient step later."""
-        ascent = form.operator.analyze(form.residual(state.point))
-        codes = []
-        for z, g, w, lipschitz in zip(state.point, ascent, form.weights, state.lipschitz, strict=True):
-            codes.append(soft_threshold(torch.add(z, g, alpha=1 / lipschitz), w / lipschitz, form.nonnegative))
+        codes = proximal_step(form, state.point, state.lipschitz)
         moves = [x - old for x, old in zip(codes, state.codes, strict=True)]
         momentum = state.momentum
         if self.restart:
@@ -78,4 +131,4 @@ class FISTA(Solver[FISTAState]):
         point = []
         for x, move in zip(codes, moves, strict=True):
             point.append(torch.addcmul(x, weight.reshape(-1, *(1,) * (x.ndim - 1)), move))
-        return FISTAState(tuple(codes), state.steps + 1, tuple(point), following, state.lipschitz)
+        return FISTAState(codes, state.steps + 1, tuple(point), following, state.lipschitz)

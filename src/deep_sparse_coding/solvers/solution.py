@@ -20,7 +20,8 @@ class Status(IntEnum):
     MAX_STEPS: the codes with the smallest gap seen when the steps ran out (or a callback stopped the run).
     STALLED: the same, when the gap no longer fell.
     NONFINITE_INPUT: the signal (or its lam) is NaN or infinite; the codes are NaN.
-    DIVERGED: the iteration left the finite numbers; the codes are the best finite ones seen.
+    DIVERGED: the iteration, or the square of the signal, left the range of the numbers; the codes are the best finite
+        ones seen.
     INFEASIBLE: no codes meet the constraints; the codes are NaN.
     """
 
@@ -114,7 +115,7 @@ class Solution:
         if status == Status.NONFINITE_INPUT:
             return "the signal or its lam is NaN or infinite; its codes are NaN: remove or repair this sample"
         if status == Status.DIVERGED:
-            return f"left the finite numbers after {steps} steps: scale the signal towards 1, or use float64"
+            return f"left the range of the numbers after {steps} steps: scale the signal towards 1, or use float64"
         return (
             "infeasible: no codes meet the constraints, whatever the dictionary makes is at least epsilon away from "
             "the signal: raise epsilon, allow more atoms, or drop nonnegative"

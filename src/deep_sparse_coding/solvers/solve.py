@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_integer, require_number
+from deep_sparse_coding.checks import require_finite_atoms, require_integer, require_number
 from deep_sparse_coding.errors import DSCWarning, NotConvergedError, ParameterError, UnsupportedError
 from deep_sparse_coding.problems import (
     BasisPursuit,
@@ -18,6 +18,7 @@ from deep_sparse_coding.problems import (
     Certificate,
     Codes,
     ConvexProblem,
+    Lasso,
     LayeredLasso,
     LayeredProblem,
     LayeredSparseApproximation,
@@ -26,6 +27,9 @@ from deep_sparse_coding.problems import (
     StandardForm,
     assess,
 )
+from deep_sparse_coding.problems.cascaded import CascadeProblem
+from deep_sparse_coding.problems.single import SingleProblem
+from deep_sparse_coding.problems.weights import check_flag
 
 from .base import Solver, select_blocks
 from .choice import choose_solver
@@ -74,9 +78,9 @@ def solve(
         ShapeError, DtypeError, DeviceError: A signal or a start that does not fit.
         UnsupportedError: The solver does not take this problem.
     """
-    if on_failure not in ("warn", "raise", "ignore"):
+    if not isinstance(on_failure, str) or on_failure not in ("warn", "raise", "ignore"):
         raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn', 'raise' or 'ignore'")
-    if differentiable:
+    if check_flag("differentiable", differentiable):
         require_differentiable(problem)
     solution = solve_quietly(problem, signal, solver, tol=tol, max_steps=max_steps, start=start, callback=callback)
     solution = _report(solution, on_failure)
@@ -98,9 +102,14 @@ def solve_quietly(
         raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.BasisPursuit or the like")
     if solver is not None and not isinstance(solver, Solver | Pursuit):
         raise ParameterError(f"solver is {solver!r}; expected a solver such as dsc.FISTA(), or None to have one chosen")
+    if callback is not None and not callable(callback):
+        raise ParameterError(
+            f"callback is {callback!r}; expected a function of one dsc.Progress, which may return True to stop"
+        )
     tol = require_number("tol", tol, minimum=0.0)
     max_steps = require_integer("max_steps", max_steps, minimum=0)
     signal = problem.check_signal(signal)
+    _require_finite_dictionaries(problem)
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
         settings = Settings(solver, tol, max_steps, callback)
@@ -118,6 +127,15 @@ def _check_start(problem: Problem, signal: Tensor, start: Codes) -> Blocks:
             "torch.nan_to_num"
         )
     return blocks
+
+
+def _require_finite_dictionaries(problem: Problem) -> None:
+    """Raise if atoms became NaN or infinite after their dictionary was made, as a diverged training leaves them."""
+    if isinstance(problem, Lasso | SingleProblem):
+        require_finite_atoms("the dictionary", problem.dictionary.weight)
+    elif isinstance(problem, CascadeProblem):
+        for j, layer in enumerate(problem.model.layers, start=1):
+            require_finite_atoms(f"layer {j} of the cascade", layer.weight)
 
 
 def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:

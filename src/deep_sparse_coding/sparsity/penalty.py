@@ -156,6 +156,11 @@ class ActivationPenalty:
         for layer in self._statistics.values():
             layer.reset()
 
+    def __repr__(self) -> str:
+        weights = sorted(set(self._weights.values()))
+        shown = f"{weights[0]:g}" if len(weights) == 1 else f"{weights[0]:g} to {weights[-1]:g}"
+        return f"<ActivationPenalty of {describe(self.names)}: weight {shown}>"
+
     def __enter__(self) -> Self:
         self._watch.start()
         self.discard()

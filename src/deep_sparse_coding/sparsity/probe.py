@@ -128,6 +128,9 @@ class Probe:
         """Forget what was recorded."""
         self._recorded = {name: [] for name in self._watch.modules}
 
+    def __repr__(self) -> str:
+        return f"<Probe of {describe(self.names)}: {sum(map(len, self._recorded.values()))} tensors recorded>"
+
     def __enter__(self) -> Self:
         self._watch.start()
         self.clear()
