@@ -52,6 +52,10 @@ def test_options_of_a_command_have_help_and_near_misses(capsys: pytest.CaptureFi
 def test_an_error_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["demo", "--seed", "-1", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "dsc: seed is -1; expected a whole number of at least 0\n"
+    assert main(["demo", "--seed", str(1 << 64), "--out", str(tmp_path / "new")]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "dsc: seed is 18446744073709551616; expected a number below 2⁶⁴\n")
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_tyro_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

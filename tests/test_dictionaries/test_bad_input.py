@@ -175,6 +175,9 @@ def test_duplicate_atoms(scale: float, dtype: torch.dtype, d: int) -> None:
     assert seen[0].filename == __file__
     with pytest.warns(DSCWarning, match="0 and 5"):
         dsc.ConvDictionary(matrix.T.reshape(6, d, 1))
+    with pytest.warns(DSCWarning, match="1 pair") as seen:
+        dsc.DenseDictionary.random(1, 2, seed=0)  # a line may have two atoms only if they are the same
+    assert seen[0].filename == __file__
 
 
 def test_many_duplicates_are_counted_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,12 +67,15 @@ def test_effective_atoms_of_rings_do_not_wrap_and_do_not_warn_again() -> None:
 
 def test_effective_refuses_layers_that_do_not_exist() -> None:
     model = draw_cascade(0, depth=2)
-    for layer in (0, 3, -1):
-        with pytest.raises(DictionaryError, match=f"layer is {layer}; expected 1 to 2"):
+    with pytest.raises(ParameterError, match="layer is 3; expected 1 to 2, the number of layers"):
+        model.effective(3)
+    for layer in (0, -1):
+        with pytest.raises(ParameterError, match=f"layer is {layer}; expected a whole number of at least 1"):
             model.effective(layer)
-    for to in (-1, 2):
-        with pytest.raises(DictionaryError, match=rf"to is {to}; expected 0 \(the signal\) to 1"):
-            model.synthesize(torch.zeros(1), to=to)
+    with pytest.raises(ParameterError, match=r"to is 2; expected 0 \(the signal\) to 1"):
+        model.synthesize(torch.zeros(1), to=2)
+    with pytest.raises(ParameterError, match="to is -1; expected a whole number of at least 0"):
+        model.synthesize(torch.zeros(1), to=-1)
     with pytest.raises(ParameterError, match="layer is 'deepest'; expected a number"):
         model.effective("deepest")  # type: ignore[arg-type]
 

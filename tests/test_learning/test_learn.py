@@ -240,6 +240,8 @@ def test_data_may_be_noncontiguous_and_require_grad() -> None:
         ({"batch": 0}, ParameterError, "batch is 0"),
         ({"steps": 0}, ParameterError, "steps is 0"),
         ({"seed": -1}, ParameterError, "seed is -1"),
+        ({"nonnegative": (True, False)}, ParameterError, r"nonnegative is \(True, False\); expected True or False"),
+        ({"nonnegative_atoms": "no"}, ParameterError, "nonnegative_atoms is 'no'; expected True or False"),
         ({"dtype": torch.float16}, DtypeError, "float16.*expected torch.float32"),
         ({"start": "model"}, DictionaryError, "start is a str"),
         ({"start": dsc.ConvDictionary.random(atoms=3, channels=1, size=4, seed=0)}, DictionaryError, "layers to be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -83,6 +84,19 @@ def test_codes_by_depth_end_in_the_codes(model: dsc.Cascade, net: CompiledCNN) -
         assert float((estimate.codes - sample.codes[mark.layer - 1]).abs().max()) <= mark.bound
 
 
+def test_no_bound_in_a_number_type_that_the_plan_does_not_count(model: dsc.Cascade) -> None:
+    layer = model.layers[0]
+    net = to_cnn(layer, sparsity=1, steps=1)
+    assert net.error_bound == net.plan.error_bound < math.inf
+    assert copy.deepcopy(net).double().error_bound == net.plan.error_bound
+    assert copy.deepcopy(net).half().error_bound == math.inf
+    converted = layer.cast(torch.float64)
+    exact = dsc.ConvDictionary(converted.weight, stride=4, normalize=True)
+    assert to_cnn(exact, sparsity=1, steps=1).float().error_bound == math.inf
+    with pytest.raises(ParameterError, match=r"has norm (0\.99999|1\.00000).*rounding of torch.float64: .* conversion"):
+        to_cnn(converted, sparsity=1, steps=1)
+
+
 def test_codes_by_depth_takes_whole_networks_only(net: CompiledCNN) -> None:
     with pytest.raises(ParameterError, match=r"net is a Sequential; expected a network that dsc\.to_cnn made"):
         codes_by_depth(net[:2], torch.zeros(1))  # type: ignore[arg-type]
@@ -143,7 +157,7 @@ def test_refusals(model: dsc.Cascade, settings: dict[str, object], error: type[E
 
 def test_refuses_atoms_that_are_not_of_unit_norm() -> None:
     doubled = dsc.ConvDictionary(2 * dsc.ConvDictionary.random(atoms=2, channels=1, size=3, seed=0).kernels)
-    with pytest.raises(ParameterError, match=r"atom . of layer 1 has norm 2; .* normalize=True"):
+    with pytest.raises(ParameterError, match=r"atom . of layer 1 has norm 2.* normalize=True"):
         to_cnn(doubled, sparsity=1)
 
 

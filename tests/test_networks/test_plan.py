@@ -56,7 +56,7 @@ def test_counts(boundary: str, nonnegative: bool, strides: tuple[int, int]) -> N
     assert (plan.depth, plan.parameters, plan.width, plan.multiply_adds(size)) == (depth, parameters, widest, work)
     big = 4096
     if boundary == "circular":
-        assert math.isclose(plan.multiply_adds((big, big)) / big**2, plan.multiply_adds_per_entry, rel_tol=1e-9)
+        assert math.isclose(plan.multiply_adds(big) / big**2, plan.multiply_adds_per_entry, rel_tol=1e-9)
     with pytest.raises(ParameterError, match=r"size is \(5,\); expected 2 number"):
         plan.multiply_adds((5,))
 

@@ -21,8 +21,8 @@ from references import (
 from strategies import draw_dense, draw_signal, normal, orthonormal, rng
 
 SEEDS = st.integers(0, 2**31 - 1)
-SOLVERS = [dsc.FISTA(), dsc.FISTA(restart=False), dsc.CoordinateDescent(), dsc.ISTA()]
-IDS = ["FISTA", "FISTA-plain", "CoordinateDescent", "ISTA"]
+SOLVERS = [dsc.FISTA(), dsc.FISTA(restart=False), dsc.CoordinateDescent(), dsc.ISTA(), dsc.Homotopy()]
+IDS = ["FISTA", "FISTA-plain", "CoordinateDescent", "ISTA", "Homotopy"]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=IDS)
 # Without restarts or momentum tight tolerances take tens of thousands of steps.
 each_fast_solver = pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[2]], ids=[IDS[0], IDS[2]])

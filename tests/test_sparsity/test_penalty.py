@@ -98,6 +98,7 @@ def test_weights_by_name_and_glob() -> None:
         net(x)
         torch.testing.assert_close(penalty.value(), by_hand(net, x, (0.5, 2.0)))
     assert penalty.weights == {"1": 0.5, "3": 2.0}
+    assert repr(penalty) == "<ActivationPenalty of '1', '3': weight 0.5 to 2>"
     assert penalty.names == ("1", "3")
     with pytest.raises(NameMatchError, match=r"weight has the key '13'.*did you mean .*'3'"):
         ActivationPenalty(net, [nn.ReLU], {"1": 0.5, "13": 2.0})

@@ -42,6 +42,9 @@ def test_records_one_tensor_for_each_call_without_gradient() -> None:
     assert not recorded["1"][0].requires_grad
     with pytest.raises(HookError, match="'1' ran 2 times; expected once"):
         probe["1"]
+    probe.clear()
+    with pytest.raises(HookError, match="'1' did not run inside of the context; expected one forward pass"):
+        probe["1"]
 
 
 def test_record_survives_an_in_place_module_behind_the_target() -> None:

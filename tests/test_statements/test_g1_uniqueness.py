@@ -217,7 +217,7 @@ def test_every_layer_counts() -> None:
 
 def test_bad_input_is_refused_in_words() -> None:
     dictionary = orthonormal(4, 0)
-    with pytest.raises(ParameterError, match=r"sparsity\[0\] is 0; expected a number at least 1|sparsity\[0\]"):
+    with pytest.raises(ParameterError, match=r"sparsity is 0; expected a whole number of at least 1"):
         uniqueness(dictionary, 0)
     with pytest.raises(ParameterError, match="expected one for each of the 1 layers"):
         uniqueness(dictionary, (1, 2))

@@ -16,6 +16,7 @@ import torch
 from .._version import __version__
 from ..checks import require_integer
 from ..dictionaries.files import write_whole
+from ..dictionaries.random import generator
 from ..errors import FileFormatError, missing_extra
 from ..report import write
 from .designed import run_designed
@@ -69,10 +70,11 @@ def run_demo(
     Raises:
         FileFormatError: The folder cannot be made or written.
         MissingExtraError: A package of the extra "demo" is not installed.
-        ParameterError: There is no such preset, or the seed is negative.
+        ParameterError: There is no such preset, or the seed is negative or too large.
     """
     settings = preset(preset_name)
     seed = require_integer("seed", seed, minimum=0)
+    generator(seed)  # says what is wrong with a seed before any work
     versions = _versions()
     folder = Path(out)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import require_integer
-from ..errors import DictionaryError
+from ..errors import DictionaryError, ParameterError
 from .base import Dictionary
 from .convolutional import ConvDictionary
 from .dense import DenseDictionary
@@ -71,12 +71,12 @@ class Cascade(nn.Module):
             to: Which layer's code to stop at; 0 for the signal.
 
         Raises:
-            DictionaryError: No such layer.
-            ParameterError: `to` is no whole number of at least 0.
+            ParameterError: No such layer.
             ShapeError: The codes do not fit.
         """
-        if not require_integer("to", to, minimum=0) < len(self):
-            raise DictionaryError(f"to is {to}; expected 0 (the signal) to {len(self) - 1}")
+        to = require_integer("to", to, minimum=0)
+        if to >= len(self):
+            raise ParameterError(f"to is {to}; expected 0 (the signal) to {len(self) - 1}")
         for layer in reversed(self.layers[to:]):
             deepest = layer.synthesize(deepest)
         return deepest
@@ -96,14 +96,13 @@ class Cascade(nn.Module):
             layer to layer, ``K_j = (k_j - 1)·stride + K_{j-1}`` in the signal's entries. Norms are as they come.
 
         Raises:
-            DictionaryError: No such layer.
-            ParameterError: `layer` is no whole number.
+            ParameterError: No such layer.
 
         Source: "Skipping layers" in G1 of docs/theory.md.
         """
-        depth = len(self) if layer is None else require_integer("layer", layer, minimum=0)
-        if not 1 <= depth <= len(self):
-            raise DictionaryError(f"layer is {layer}; expected 1 to {len(self)}")
+        depth = len(self) if layer is None else require_integer("layer", layer, minimum=1)
+        if depth > len(self):
+            raise ParameterError(f"layer is {layer}; expected 1 to {len(self)}, the number of layers")
         with torch.no_grad():
             top = self.layers[depth - 1]
             atoms = top.matrix.T if isinstance(top, DenseDictionary) else top.weight

@@ -91,6 +91,11 @@ class ConvDictionary(Dictionary):
             seed: Seed of the generator.
             dtype: float32 (default) or float64.
             device: Where the kernels live.
+
+        Raises:
+            DtypeError: Another number type.
+            ParameterError: A size, stride or number out of range, or more non-zeros than a kernel has entries.
+            UnsupportedError: boundary="same".
         """
         shape = _kernel_shape(atoms, channels, size)
         if nonzeros is None:
@@ -116,7 +121,8 @@ class ConvDictionary(Dictionary):
         """Return kernels whose correlations at all lags are small: the kind that guarantees speak of.
 
         Dense kernels by gradient descent on a smooth maximum of the correlations at all lags; sparse ones (`nonzeros`)
-        by choosing among random candidates the one least like the kernels before it. Arguments as in `random`.
+        by choosing among random candidates the one least like the kernels before it. Arguments and errors as in
+        `random`.
         """
         strides = per_axis("stride", stride, len(_kernel_size(size)))
         shape = _kernel_shape(atoms, channels, size)

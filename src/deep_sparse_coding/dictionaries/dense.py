@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Self
 
@@ -71,8 +72,20 @@ def _warn_of_duplicates(unit: Tensor, dtype: torch.dtype) -> None:
             f"{len(pairs)} pair(s) of atoms are the same up to scale and sign: {shown}; codes that use them are not "
             "unique: remove one of each pair",
             DSCWarning,
-            stacklevel=4,
+            stacklevel=_level_of_the_caller(),
         )
+
+
+def _level_of_the_caller() -> int:
+    """Return the stack level, seen from the caller of this function, of the first line outside of this library.
+
+    Atoms are prepared by constructors, by random families and by `load`, at different depths.
+    """
+    library = __name__.split(".")[0]
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == library:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _list_atoms(indices: list[int]) -> str:
@@ -110,7 +123,19 @@ class DenseDictionary(Dictionary):
     def random(
         cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Self:
-        """Return Gaussian atoms of unit norm."""
+        """Return Gaussian atoms of unit norm, a matrix ``(d, atoms)``.
+
+        Args:
+            d: Length of a signal.
+            atoms: Number of columns.
+            seed: Seed of the generator.
+            dtype: float32 (default) or float64.
+            device: Where the atoms live.
+
+        Raises:
+            DtypeError: Another number type.
+            ParameterError: A size below 1, or a negative seed.
+        """
         shape = _matrix_shape(d, atoms)
         return cls(families.to_kind(families.gaussian_atoms(shape, (0,), seed), dtype, device), normalize=True)
 
@@ -119,7 +144,19 @@ class DenseDictionary(Dictionary):
         """Return the overcomplete discrete cosine dictionary ``cos(π l (n + ½) / atoms)``, columns of unit norm.
 
         For ``atoms = d`` it is the orthonormal DCT-II. Columns other than the constant one have their mean removed
-        where ``atoms > d``, as is the custom (Elad & Aharon 2006).
+        where ``atoms > d``, as is the custom.
+
+        Args:
+            d: Length of a signal.
+            atoms: Number of columns, at least d.
+            dtype: float32 (default) or float64.
+            device: Where the atoms live.
+
+        Raises:
+            DtypeError: Another number type.
+            ParameterError: A size below 1, or fewer atoms than d.
+
+        Source: Elad & Aharon 2006.
         """
         return cls(families.to_kind(families.cosine_atoms(*_matrix_shape(d, atoms)), dtype, device), normalize=True)
 
@@ -127,7 +164,24 @@ class DenseDictionary(Dictionary):
     def low_coherence(
         cls, d: int, atoms: int, *, seed: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Self:
-        """Return atoms of low mutual coherence, by alternating projection from a random start (Tropp et al. 2005)."""
+        """Return atoms of low mutual coherence, by alternating projection from a random start.
+
+        No ``(d, atoms)`` matrix has less than ``√((atoms - d)/(d(atoms - 1)))``; up to ``atoms = d`` the columns are
+        orthonormal.
+
+        Args:
+            d: Length of a signal.
+            atoms: Number of columns.
+            seed: Seed of the generator.
+            dtype: float32 (default) or float64.
+            device: Where the atoms live.
+
+        Raises:
+            DtypeError: Another number type.
+            ParameterError: A size below 1, or a negative seed.
+
+        Source: Tropp, Dhillon, Heath & Strohmer 2005; the bound is Welch's (1974).
+        """
         shape = _matrix_shape(d, atoms)
         return cls(families.to_kind(families.low_coherence_frame(*shape, seed), dtype, device), normalize=True)
 

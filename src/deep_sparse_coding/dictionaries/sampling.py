@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import per_axis, per_layer, require_integer, require_number
+from ..checks import per_layer, require_integer, require_number
 from ..errors import ParameterError
 from .base import Dictionary
 from .cascade import Cascade, as_cascade
@@ -77,14 +77,14 @@ def sample(
     cascade = as_cascade(model)
     limits = [
         require_integer("sparsity", s, minimum=0) for s in per_layer("sparsity", _as_tuple(sparsity), len(cascade))
-    ]  # type: ignore[arg-type]
+    ]
     batch = require_integer("batch", batch, minimum=0)
     noise = require_number("noise", noise, minimum=0)
     amplitude = require_number("amplitude", amplitude, minimum=0, strict=True)
     rng = generator(seed)
     deepest = cascade.layers[-1]
     axes = deepest.event_axes - 1
-    grid = per_axis("size", size, axes) if axes or isinstance(size, Sequence) else (size,)
+    grid = tuple(size) if isinstance(size, Sequence) else (size,) * max(axes, 1)
     event = deepest.code_shape(deepest.signal_shape(grid)[1:])
     places = math.prod(event)
     if limits[-1] > places:

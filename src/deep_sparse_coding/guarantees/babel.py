@@ -53,7 +53,9 @@ def check_counts(name: str, value: int | Sequence[int], layers: int) -> tuple[in
     Raises:
         ParameterError: No whole number, one below 1, or the wrong number of them.
     """
-    given = per_layer(name, value, layers)
+    if not isinstance(value, Sequence):
+        return (require_integer(name, value, minimum=1),) * layers
+    given = per_layer(name, tuple(value), layers)
     return tuple(require_integer(f"{name}[{j}]", count, minimum=1) for j, count in enumerate(given))
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.problems import Certificate, Codes, Problem, assess
 
 from .posterior import Posterior, posterior
@@ -76,9 +75,4 @@ def certify(problem: Problem, signal: Tensor, codes: Codes) -> CertifiedCodes:
 
     Source: "Gap" in G5 of docs/theory.md.
     """
-    if not isinstance(problem, Problem):
-        raise ParameterError(
-            f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.JointLasso or the like: the order is "
-            "problem, signal, codes"
-        )
     return CertifiedCodes(problem, signal, codes, assess(problem, signal, codes))

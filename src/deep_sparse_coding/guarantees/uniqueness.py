@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
+from deep_sparse_coding.problems.weights import check_flag
 
 from .babel import Atoms, check_counts, circular_hypotheses, composite, counted, covers, largest_count
 from .guarantee import Condition, Guarantee
@@ -47,11 +48,12 @@ def uniqueness(
 
     Raises:
         DictionaryError: Not a model, or its atoms were changed to zero or non-finite ones.
-        ParameterError: A count below 1, or not one per layer.
+        ParameterError: A count below 1, or not one per layer; `nonnegative` is neither True nor False.
 
     Source: G1 of docs/theory.md; Donoho & Elad 2003; Papyan, Sulam & Elad 2017 for stripes.
     """
     model = as_cascade(model)
+    nonnegative = check_flag("nonnegative", nonnegative)
     depth = len(model)
     own = check_counts("sparsity", sparsity, depth)
     rival = own if rivals is None else check_counts("rivals", rivals, depth)

@@ -11,6 +11,7 @@ from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.dictionaries import Cascade, Dictionary
 from deep_sparse_coding.dictionaries.random import generator
 from deep_sparse_coding.errors import DictionaryError, ParameterError
+from deep_sparse_coding.problems.weights import check_flag
 
 from .initial import initial_dictionary, template
 from .inputs import LayerSettings, check_images, check_layers, code_entries, default_batch, require_content
@@ -93,6 +94,8 @@ def learn(
     require_content(signal, dense)
     steps = require_integer("steps", steps, minimum=1)
     sweeps = require_integer("sweeps", sweeps, minimum=1)
+    nonnegative = check_flag("nonnegative", nonnegative)
+    nonnegative_atoms = check_flag("nonnegative_atoms", nonnegative_atoms)
     rng = generator(seed)
     starts = _check_start(start, layers, signal, boundary)
     first = layers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class CompiledCNN(nn.Sequential):
 
     Takes ``(batch, channels, H, W)`` or one signal without the batch axis (dense: ``(*batch, d)``), returns the deepest
     codes. A slice of it is an ordinary `nn.Sequential`.
+
+    Attributes:
+        plan: Depth, thresholds and bounds, and what they take for granted.
+
+    Source: statement N6 of docs/theory.md.
     """
 
     def __init__(self, layers: OrderedDict[str, nn.Module], plan: Plan) -> None:
@@ -38,12 +44,18 @@ class CompiledCNN(nn.Sequential):
 
     @property
     def error_bound(self) -> float:
-        """``‖codes - truth‖_∞`` is at most this for every signal that meets ``plan.hypotheses``."""
-        return self.plan.error_bound
+        """``‖codes - truth‖_∞`` is at most this for every signal that meets ``plan.hypotheses``.
+
+        It speaks of the weights that `to_cnn` set. In a number type narrower than ``plan.dtype``, whose rounding the
+        plan does not count, nothing is proved: inf.
+        """
+        planned = torch.finfo(self.plan.dtype).eps
+        narrower = any(torch.finfo(weight.dtype).eps > planned for weight in self.parameters())
+        return math.inf if narrower else self.plan.error_bound
 
     def __getitem__(self, idx: slice | int) -> Any:
         if isinstance(idx, slice):
-            return nn.Sequential(OrderedDict(list(self._modules.items())[idx]))  # type: ignore[arg-type]
+            return nn.Sequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)
 
 

@@ -141,6 +141,6 @@ def _require_unit_norm(j: int, layer: Dictionary) -> None:
     if float(off.max()) > 64 * torch.finfo(layer.dtype).eps:
         worst = int(off.argmax())
         raise ParameterError(
-            f"atom {worst} of layer {j} has norm {float(norms[worst]):.6g}; expected atoms of unit norm: build the "
-            "dictionary with normalize=True"
+            f"atom {worst} of layer {j} has norm {float(norms[worst]):.12g}; expected atoms of unit norm up to the "
+            f"rounding of {layer.dtype}: build the dictionary with normalize=True, after any conversion"
         )

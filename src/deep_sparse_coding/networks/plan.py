@@ -145,11 +145,19 @@ class Plan:
         """The number of weights and biases."""
         return sum(stage.parameters for stage in self.stages)
 
-    def multiply_adds(self, size: Sequence[int] = ()) -> int:
-        """Return the multiply-adds for one signal of the spatial `size` (dense: nothing)."""
+    def multiply_adds(self, size: int | Sequence[int] = ()) -> int:
+        """Return the multiply-adds for one signal.
+
+        Args:
+            size: The signal's spatial size, one number for all axes or one per axis; nothing for dense layers.
+
+        Raises:
+            ParameterError: Another number of axes.
+        """
         axes = len(self.layers[0].layout.kernel)
+        size = tuple(size) if isinstance(size, Sequence) else (size,) * max(axes, 1)
         if len(size) != axes:
-            raise ParameterError(f"size is {tuple(size)}; expected {axes} number(s), the spatial size of a signal")
+            raise ParameterError(f"size is {size}; expected {axes} number(s), the spatial size of a signal")
         grids = [tuple(int(n) for n in size)]
         for layer in self.layers:
             grids.append(layer.layout.grid(grids[-1]))

@@ -1,4 +1,4 @@
-"""Homotopy: the exact solution path of a dense Lasso, from breakpoint to breakpoint down to the lam that is asked for."""
+"""Homotopy: the exact solution path of a dense Lasso, from breakpoint to breakpoint down to the lam asked for."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ class Homotopy(Solver[HomotopyState]):
     leaves. Each step solves afresh, so errors do not add up; all samples step together, in float64. Dense joint
     problems are solved as one Lasso in the stacked matrix.
 
-    It is fast for few non-zeros and exact to rounding; the number of breakpoints can be exponential in the atoms. A
-    start that is not optimal is not used. Where atoms in use become dependent to rounding the path ends early, and the
-    loop calls the sample stalled.
+    It is exact to rounding and depends on no tolerance: a reference, slower than `CoordinateDescent` (5 to 40 times for
+    64×256), which needs no path. The number of breakpoints can be exponential in the atoms. A start that is not optimal
+    is not used. Where atoms in use become dependent to rounding the path ends early, and the loop calls the sample
+    stalled. `steps` counts to the next check after the last breakpoint.
 
     Source: Osborne, Presnell & Turlach 2000; Efron, Hastie, Johnstone & Tibshirani 2004 (LARS with drops); Murty 1974
     (least index among ties).

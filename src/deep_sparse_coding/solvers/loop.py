@@ -132,10 +132,12 @@ class Run:
         gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
         finite = torch.isfinite(objective) & torch.isfinite(gap)
         unchanged = self._unchanged(codes, active)
-        better = finite & (gap < self.best_gap[active])
+        # The absolute gap bounds the distance to the minimum also where the relative one stays at 1.
+        absolute = certificate.gap.cpu()
+        better = finite & ((absolute < self.best_gap[active]) | (gap <= self.settings.tol))
         if bool(better.any()):
             rows = better.nonzero().flatten()
-            self.best_gap[active[rows]] = gap[rows]
+            self.best_gap[active[rows]] = absolute[rows]
             for best, block in zip(self.codes, codes, strict=True):
                 best[active[rows].to(best.device)] = block[rows.to(block.device)]
         self.steps_taken[active] = step

@@ -94,6 +94,11 @@ class Probe:
                 f"the probe does not watch {name!r}{near_misses(name, self.names)}; it watches {describe(self.names)}"
             )
         calls = self._recorded[name]
+        if not calls:
+            raise HookError(
+                f"{name!r} did not run inside of the context; expected one forward pass in it, since it was entered or "
+                "cleared"
+            )
         if len(calls) != 1:
             raise HookError(
                 f"{name!r} ran {len(calls)} times; expected once: use probe.activations[{name!r}], a tuple with one "

@@ -47,7 +47,7 @@ def select(model: nn.Module, targets: Target | Iterable[Target]) -> dict[str, nn
     if not isinstance(model, nn.Module):
         raise ParameterError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     if isinstance(targets, str | type | re.Pattern | nn.Module) or callable(targets):
-        entries: list[Target] = [targets]  # type: ignore[list-item]
+        entries: list[Target] = [targets]
     else:
         try:
             entries = list(targets)
