@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -44,6 +44,7 @@ def test_the_bound_is_below_the_singular_value_and_near_it(seed: int) -> None:
     assert (factor.squared > 0) == (factor.reason == "")
 
 
+@example(seed=128)  # rows of very different norms
 @settings(max_examples=60)
 @given(seed=SEEDS)
 def test_rows_of_the_pseudoinverse_are_bounded_from_above(seed: int) -> None:
@@ -56,7 +57,8 @@ def test_rows_of_the_pseudoinverse_are_bounded_from_above(seed: int) -> None:
     true = np.linalg.norm(np.linalg.pinv(matrix, rcond=1e-14), axis=1)
     assert (norms >= true * (1 - 1e-6)).all()
     if np.linalg.cond(matrix) < 100:
-        assert (norms <= true * (1 + 1e-9)).all()
+        # The squares err by a share of the largest one, not of their own.
+        assert (norms**2 <= true**2 + 1e-9 * true.max() ** 2).all()
 
 
 @pytest.mark.parametrize("seed", range(6))

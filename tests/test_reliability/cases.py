@@ -13,7 +13,7 @@ from torch import Tensor
 import deep_sparse_coding as dsc
 from strategies import normal, rng
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 DENSE = dsc.DenseDictionary.random(8, 12, seed=0, **F64)
 CONV = dsc.ConvDictionary.random(atoms=3, channels=1, size=3, seed=0, **F64)
 MODEL = dsc.Cascade([DENSE, dsc.DenseDictionary.random(12, 14, seed=1, **F64)])
@@ -84,3 +84,9 @@ def each(cases: tuple[Case, ...]) -> pytest.MarkDecorator:
 def blocks(codes: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return codes as a tuple."""
     return codes if isinstance(codes, tuple) else (codes,)
+
+
+def only(solution: dsc.Solution) -> Tensor:
+    """Return the codes of a problem that has a single layer."""
+    assert isinstance(solution.codes, Tensor)
+    return solution.codes

@@ -21,6 +21,7 @@ from test_reliability.cases import (
     CONV,
     CONVEX,
     DENSE,
+    IMAGES,
     LAYERED,
     MODEL,
     PURSUITS,
@@ -29,6 +30,7 @@ from test_reliability.cases import (
     Case,
     blocks,
     each,
+    only,
 )
 
 Lambda = dsc.Lasso | dsc.JointLasso | dsc.LayeredLasso
@@ -227,10 +229,10 @@ def test_float32_says_when_it_can_do_no_more(case: Case) -> None:
     signal = case.signal.float()
     solution = case.solve(single, signal, tol=1e-5)
     assert bool(solution.converged.all())
-    assert solution.codes.dtype == torch.float32
+    assert only(solution).dtype == torch.float32
     assert solution.certificate.gap.dtype == torch.float64
     exact = dsc.Lasso(single.dictionary.cast(torch.float64), 0.2)
-    again = dsc.certify(exact, signal.double(), solution.codes.double())
+    again = dsc.certify(exact, signal.double(), only(solution).double())
     assert torch.allclose(again.gap, solution.certificate.gap, rtol=1e-9)
     with pytest.warns(dsc.DSCWarning, match=r"stalled: .* float32 resolves no more: use \.double\(\) on dictionary"):
         stalled = dsc.solve(single, signal, case.solver, tol=1e-14)
@@ -323,9 +325,9 @@ def test_a_larger_epsilon_lowers_the_l1_norm(case: Case) -> None:
 
 
 def test_every_weight_of_an_atom_is_heard() -> None:
-    plain = dsc.solve(dsc.Lasso(CONV, 0.2), normal(1, 1, 6, 7, generator=rng(1)), tol=1e-9).codes
+    plain = only(dsc.solve(dsc.Lasso(CONV, 0.2), IMAGES, tol=1e-9))
     for atom in range(3):
         weights = torch.ones(3, dtype=torch.float64)
         weights[atom] = 3.0
-        codes = dsc.solve(dsc.Lasso(CONV, 0.2, weights=weights), normal(1, 1, 6, 7, generator=rng(1)), tol=1e-9).codes
+        codes = only(dsc.solve(dsc.Lasso(CONV, 0.2, weights=weights), IMAGES, tol=1e-9))
         assert float(codes[0, atom].abs().sum()) < 0.7 * float(plain[0, atom].abs().sum())

@@ -2,8 +2,10 @@
 
 For every signal y with weights w_j = lam·weights_j it minimizes ½‖y - Dx‖² + Σ w_j|x_j| in rounds:
 
-1. the gradient g = Dᵀ(y - Dx) of all atoms, from the correlation Dᵀy and the Gram rows of the support;
-2. the duality gap; stop when it is small enough;
+1. the gradient of all atoms outside the working set, in float32: from the correlation Dᵀy and the Gram rows of the
+   support, with a bound of its error;
+2. where it may be small enough, the duality gap in float64: the residual itself and its products with the working set
+   and with those few atoms that the error bound does not exclude; stop when it is small enough;
 3. a working set grows by the atoms whose |g_j|/w_j exceeds a threshold that falls with the largest of them;
 4. on the *compact* Gram matrix of that set, sweeps of coordinate descent find the signs; once the threshold is down
    at one, a Cholesky factor solves the normal equations of the support and walks to the first sign change, where an
@@ -28,92 +30,95 @@ from numpy.typing import NDArray
 from ._kernels_support import (
     Floats,
     Indices,
+    Singles,
     correlate,
+    dot,
+    extend,
     jit,
+    larger,
+    largest_inside,
     newton,
-    remove,
+    normalized,
+    residual,
     row_length,
     subtract_rows,
     sweep,
+    update_support,
+    violation,
 )
 
 _CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
-_GROW = 0.7  # atoms above this share of the largest |g_j|/w_j enter the working set
+_GROW = 0.75  # atoms above this share of the largest |g_j|/w_j enter the working set
 _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
-_CHECK = 1.5  # above this |g_j|/w_j the gap is not worth computing
+_GROUPS = 64  # of atoms j, j + 64, …; the largest ratio of each is known, so that a search passes over the others
+_ROUNDING = 2.0**-24  # of float32
+_ZERO = np.float32(0)
+_ABOVE = np.float32(1 + 2.0**-20)  # a ratio that a comparison in float32 still tells from one
 _IDLE = 8  # certificates in a row without progress that end the work on a signal
 
 
 @jit
-def _support(
-    U: Floats,
-    inv: Floats,
-    A: Indices,
-    n: int,
-    valid: int,
-    x: Floats,
-    w: Floats,
-    size: int,
-    nonnegative: bool,
-    seen: Any,
-) -> tuple[int, int]:
-    """Bring the ordered support A up to date: zeros leave, new atoms are appended, so that the factor stays useful."""
-    for k in range(n - 1, -1, -1):
-        a = A[k]
-        if x[a] != 0.0 or (w[a] == 0.0 and not nonnegative):
-            seen[a] = True
-        else:
-            valid = remove(U, inv, A, n, valid, k)
-            n -= 1
-    for k in range(size):
-        if not seen[k] and (x[k] != 0.0 or (w[k] == 0.0 and not nonnegative)):
-            A[n] = k
-            n += 1
-        seen[k] = False
-    return n, valid
-
-
-@jit
-def _ratios(g: Floats, inverse: Floats, scale: float, nonnegative: bool, ratio: Floats) -> float:
-    """ratio_j = |g_j|/w_j (non-negative codes: of the positive part); returns the largest."""
+def _ratios(g: Any, scale: Any, nonnegative: bool, ratio: Any, tops: Any) -> float:
+    """ratio_j = |g_j|·scale_j (non-negative codes: of the positive part); tops: the largest of each group."""
     if nonnegative:
         for j in range(g.size):
-            ratio[j] = max(g[j], 0.0) * (inverse[j] * scale)
+            ratio[j] = max(g[j], _ZERO) * scale[j]
     else:
         for j in range(g.size):
-            ratio[j] = abs(g[j]) * (inverse[j] * scale)
-    # Non-negative doubles are ordered like their bit patterns; the maximum of integers is what vectorizes.
-    bits = ratio.view(np.int64)
-    largest = np.int64(0)
-    for j in range(g.size):
-        largest = max(largest, bits[j])
-    worst = 0.0
-    if largest > 0:
-        bits[0], largest = largest, bits[0]
-        worst = float(ratio[0])
-        bits[0] = largest
-    return worst
+            ratio[j] = abs(g[j]) * scale[j]
+    # Non-negative floats are ordered like their bit patterns; the maximum of integers is what vectorizes.
+    bits, top_bits = ratio.view(np.int32), tops.view(np.int32)
+    top_bits[:] = bits[:_GROUPS]
+    for first in range(_GROUPS, bits.size, _GROUPS):
+        for b in range(_GROUPS):
+            top_bits[b] = max(top_bits[b], bits[first + b])
+    largest = _ZERO
+    for b in range(_GROUPS):
+        largest = max(largest, tops[b])
+    return float(largest)
 
 
 @jit
-def _violation(
-    g: Floats, w: Floats, norms: Floats, sup: Indices, sup_x: Floats, count: int, nonnegative: bool, energy: float
+def _exact(
+    DT: Floats,
+    r: Floats,
+    inverse: Floats,
+    over_lam: float,
+    scale: Any,
+    error: float,
+    steepest: float,
+    bar: float,
+    every: bool,
+    inside: Any,
+    nonnegative: bool,
+    g: Floats,
+    ratio: Any,
+    tops: Any,
 ) -> float:
-    """Largest KKT violation, as a share of ‖d_j‖‖y‖ (a cosine, whatever the units)."""
-    excess = 0.0
-    for j in range(g.size):
-        if norms[j] > 0.0 and w[j] < np.inf:
-            excess = max(excess, ((g[j] if nonnegative else abs(g[j])) - w[j]) / norms[j])
-    for k in range(count):
-        j = sup[k]
-        if norms[j] > 0.0:
-            excess = max(excess, abs(g[j] - (w[j] if sup_x[k] > 0.0 else -w[j])) / norms[j])
-    return float(excess / math.sqrt(energy)) if energy > 0.0 else float(excess)
+    """Recompute d_jᵀr in float64 for each atom outside the working set whose |g_j|/w_j is not proved to be <= bar.
+
+    The ratios are wrong by at most error·scale_j, and `steepest` is the largest scale. Returns the largest ratio found;
+    `ratio` is corrected to the side of one on which the exact value lies.
+    """
+    worst = 0.0
+    for b in range(tops.size):
+        if not every and tops[b] + error * steepest <= bar:
+            continue
+        top = _ZERO
+        for j in range(b, inside.size, _GROUPS):
+            if not inside[j] and (every or not ratio[j] + error * scale[j] <= bar):
+                g[j] = dot(DT[j], r)
+                value = (max(g[j], 0.0) if nonnegative else abs(g[j])) * (inverse[j] * over_lam)
+                worst = max(worst, value)
+                ratio[j] = max(min(value, 1e30), _ABOVE) if value > 1.0 + _SLACK else min(value, 1.0)
+            top = max(top, ratio[j])
+        tops[b] = top
+    return worst
 
 
 @jit
@@ -143,37 +148,10 @@ def _relative_gap(
 
 
 @jit
-def _extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats) -> None:
-    """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
-    for b in range(size, fresh):
-        jb = W[b]
-        for a in range(b + 1):
-            ja = W[a]
-            if gram.shape[0] == 0:
-                s = 0.0
-                for k in range(DT.shape[1]):
-                    s += DT[ja, k] * DT[jb, k]
-            else:
-                s = gram[jb, ja]
-            G[a, b] = s
-            G[b, a] = s
-        iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
-
-
-@jit
-def _larger(M: Floats, used: int, cap: int) -> Floats:
-    """A copy of the leading block of M in a matrix that has room for `cap` rows."""
-    out = np.empty((cap, row_length(cap)))
-    for i in range(used):
-        for j in range(used):
-            out[i, j] = M[i, j]
-    return out
-
-
-@jit
 def _solve_chunk(
-    D: Floats,
+    D32: Singles,
     DT: Floats,
+    gram32: Singles,
     gram: Floats,
     Y: Floats,
     lam: Floats,
@@ -190,28 +168,25 @@ def _solve_chunk(
     gap_out: Floats,
 ) -> None:
     """Solve signals lo..hi. Compact quantities (x, gw, w, iq, G) are ordered by the working set W; A points into it."""
-    d, m = D.shape
+    d, m = D32.shape
     lazy = gram.shape[0] == 0
     cap = min(m, _START_SIZE)
     G = np.empty((cap, row_length(cap)))
     U = np.empty((cap, row_length(cap)))
-    corr, scaled, exponents = np.empty((_BLOCK, m)), np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
-    g_row, r_row = np.empty((1, m)), np.empty((1, d))
-    g, r = g_row[0], r_row[0]
-    ratio, inverse, full_w = np.empty(m), np.empty(m), np.empty(m)
-    x, gw, w, iq, v, inv, sup_x = (
-        np.empty(m),
-        np.empty(m),
-        np.empty(m),
-        np.empty(m),
-        np.empty(m),
-        np.empty(m),
-        np.empty(m),
-    )
+    corr, single = np.empty((_BLOCK, m), np.float32), np.empty((_BLOCK, d), np.float32)
+    scaled, exponents = np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
+    padded = (m + _GROUPS - 1) // _GROUPS * _GROUPS
+    g_row, r_row = np.zeros((1, padded), np.float32), np.empty((1, d), np.float32)
+    approx, coef = g_row[0], np.empty(m, np.float32)
+    ratio, scale, tops = np.zeros(padded, np.float32), np.zeros(padded, np.float32), np.zeros(_GROUPS, np.float32)
+    r, g, inverse, full_w, sup_x = np.empty(d), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
+    x, gw, w, iq, v, inv = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
     W, A, sup = np.empty(m, np.uint32), np.empty(m, np.uint32), np.empty(m, np.uint32)
     inside, seen = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
+    steepest = 0.0
     for j in range(m):
         inverse[j] = 1.0 / weights[j] if weights[j] > 0.0 else 0.0
+        steepest = max(steepest, inverse[j] * norms[j])
     for i in range(lo, hi):
         slot = (i - lo) % _BLOCK
         if slot == 0:
@@ -225,85 +200,122 @@ def _solve_chunk(
                 down = math.ldexp(1.0, -exponents[e - i])
                 for k in range(d):
                     scaled[e - i, k] = Y[e, k] * down
-            correlate(D, scaled, 0, end - i, corr)
+                    single[e - i, k] = scaled[e - i, k]
+            if not lazy:
+                correlate(D32, single, end - i, corr)
         y, c = scaled[slot], corr[slot]
         up, down = math.ldexp(1.0, exponents[slot]), math.ldexp(1.0, -exponents[slot])
         lam_i = lam[i] * down
         if lam_i < 1e-200:  # beyond any influence on codes of scale one, and 1/lam would overflow
             lam_i = 0.0
-        energy = 0.0
-        for k in range(d):
-            energy += y[k] * y[k]
+        over_lam = 1.0 / lam_i if lam_i > 0.0 else 0.0
+        energy = dot(y, y)
         # The working set starts with the unpenalized atoms and those of the given codes.
         free = False
-        fresh = 0
+        size = fresh = 0
         for j in range(m):
             wj = weights[j]
             full_w[j] = wj * lam_i if (wj < np.inf and lam_i < np.inf) else (0.0 if wj == 0.0 else np.inf)
             free = free or full_w[j] == 0.0
+            scale[j] = min(inverse[j] * norms[j] * over_lam, 1e30)
+        for j in range(m if free or start.shape[0] > 0 else 0):
             value = 0.0
             if start.shape[0] > 0 and full_w[j] < np.inf and not (nonnegative and start[i, j] < 0.0):
                 value = start[i, j] * down
             if full_w[j] == 0.0 or value != 0.0:
-                W[fresh], x[fresh], inside[j] = j, value, True
+                W[fresh], x[fresh] = j, value
                 fresh += 1
-        size = n = valid = idle = done = 0
+        n = valid = idle = done = 0
+        grew, started, last, certified = True, False, False, False
+        count = 0
         best, rel = np.inf, 0.0
         while True:
-            count = 0
-            for k in range(fresh):
+            if fresh > cap:
+                cap = min(m, max(2 * cap, fresh))
+                G, U = larger(G, size, cap), larger(U, n, cap)
+            if fresh > size:
+                extend(G, iq, W, size, fresh, gram, DT)
+            for k in range(size, fresh):
+                inside[W[k]], scale[W[k]], w[k] = True, 0.0, full_w[W[k]]
+                gw[k] = approx[W[k]] * norms[W[k]]
+            if last and not certified:
+                residual(DT, y, sup, sup_x, count, r)
+            if last or certified:
+                for k in range(size if certified else 0, fresh):
+                    gw[k] = dot(DT[W[k]], r)
+            size = fresh
+            if started:
+                for _ in range(_PASSES if last else 1):
+                    for _ in range(_LAST_SWEEPS if last else _EARLY_SWEEPS):
+                        if not sweep(G, iq, x, gw, w, size, nonnegative):
+                            break
+                    if not last:
+                        break
+                    n, valid = update_support(U, inv, A, n, valid, x, w, size, nonnegative, seen)
+                    n, valid = newton(G, U, inv, A, n, valid, x, gw, w, size, nonnegative, v)
+                    violated = False
+                    for k in range(size):
+                        outside = x[k] == 0.0 and (gw[k] if nonnegative else abs(gw[k])) > w[k] * (1 + 1e-9)
+                        violated = violated or outside
+                    if not violated:
+                        break
+                done += 1
+            started = True
+            # Outside the working set: the gradient of the normalized atoms in float32, with a bound of its error.
+            count, load = 0, math.sqrt(energy)
+            for k in range(size):
                 if x[k] != 0.0:
                     sup[count], sup_x[count] = W[k], x[k]
+                    coef[count] = x[k] * norms[W[k]]
+                    load += abs(x[k]) * norms[W[k]]
                     count += 1
-            for k in range(d):
-                r[k] = y[k]
             if lazy:
-                subtract_rows(DT, sup, sup_x, count, r)
-                correlate(D, r_row, 0, 1, g_row)
+                residual(DT, y, sup, sup_x, count, r)
+                r_row[0] = r
+                correlate(D32, r_row, 1, g_row)
             else:
-                for j in range(m):
-                    g[j] = c[j]
-                subtract_rows(gram, sup, sup_x, count, g)
-            worst = _ratios(g, inverse, 1.0 / lam_i if lam_i > 0.0 else 0.0, nonnegative, ratio)
-            if free or worst < _CHECK or done == 0 or done >= max_rounds:
+                approx[:m] = c
+                subtract_rows(gram32, sup, coef, count, approx[:m])
+            error = _ROUNDING * (d + count + 8) * load
+            worst = _ratios(approx, scale, nonnegative, ratio, tops)
+            # The gap is at least the share (1 - 1/worst)² of the objective: there is often no need to compute it.
+            hopeless = worst > 1.0 and (1.0 - 1.0 / worst) ** 2 > max(tol, 1e-8)
+            top_scale = steepest * over_lam
+            vague = not error * top_scale < 0.05
+            unknown = done == 0 and size > 0  # the gradient of the start's atoms
+            certified = free or vague or unknown or not hopeless or not grew or done >= max_rounds
+            if certified:
+                residual(DT, y, sup, sup_x, count, r)
+                for k in range(size):
+                    gw[k] = dot(DT[W[k]], r)
+                    g[W[k]] = gw[k]
+                worst = largest_inside(gw, w, size, nonnegative)
+                ry = dot(r, y)
+                # Ratios below rr/ry do not bound the dual point, those below the largest known one do not matter.
+                bar = max(worst, dot(r, r) / ry if ry > 0.0 else 0.0)
+                found = _exact(
+                    DT, r, inverse, over_lam, scale, error, top_scale, bar, free, inside, nonnegative, g, ratio, tops
+                )
+                worst = max(worst, found)
                 if free:
-                    rel = _violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
+                    rel = violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
                 else:
-                    if not lazy:
-                        subtract_rows(DT, sup, sup_x, count, r)
                     rel = _relative_gap(y, r, g, full_w, sup, sup_x, count, worst, energy)
-                idle = idle + 1 if rel > 0.9 * best else 0
+                # A working set that still grows far from the optimum is no standstill.
+                idle = idle + 1 if rel > 0.9 * best and (free or not grew or worst < 1.5) else 0
                 best = min(best, rel)
                 zero_is_best = count == 0 and worst <= 1.0 + _SLACK and not free
                 if rel <= tol or zero_is_best or done >= max_rounds or idle > _IDLE:
                     break
             level = max(1.0 + _SLACK, _GROW * worst)
-            for j in range(m):
-                if ratio[j] > level and not inside[j]:
-                    W[fresh], x[fresh], inside[j] = j, 0.0, True
-                    fresh += 1
-            if fresh > cap:
-                cap = min(m, max(2 * cap, fresh))
-                G, U = _larger(G, size, cap), _larger(U, n, cap)
-            last = free or level <= 1.0 + _SLACK or fresh == size
-            _extend(G, iq, W, size, fresh, gram, DT)
-            size = fresh
-            for k in range(size):
-                gw[k], w[k] = g[W[k]], full_w[W[k]]
-            for _ in range(_PASSES if last else 1):
-                for _ in range(_LAST_SWEEPS if last else _EARLY_SWEEPS):
-                    if not sweep(G, iq, x, gw, w, size, nonnegative):
-                        break
-                if not last:
-                    break
-                n, valid = _support(U, inv, A, n, valid, x, w, size, nonnegative, seen)
-                n, valid = newton(G, U, inv, A, n, valid, x, gw, w, size, nonnegative, v)
-                violated = False
-                for k in range(size):
-                    violated = violated or (x[k] == 0.0 and (gw[k] if nonnegative else abs(gw[k])) > w[k] * (1 + 1e-9))
-                if not violated:
-                    break
-            done += 1
+            for b in range(tops.size):
+                if tops[b] > level:
+                    for j in range(b, m, _GROUPS):
+                        if ratio[j] > level and not inside[j]:
+                            W[fresh], x[fresh] = j, 0.0
+                            fresh += 1
+            grew = fresh > size
+            last = free or level <= 1.0 + _SLACK or not grew
         for k in range(fresh):
             codes[i, W[k]] = x[k] * up
             inside[W[k]] = False
@@ -356,13 +368,17 @@ def solve_batch(
     start = _plain(np.empty((0, m)) if start is None else start)
     DT = np.ascontiguousarray(D.T)
     norms = np.linalg.norm(D, axis=0)
+    unit = np.divide(1.0, norms, out=np.zeros(m), where=norms > 0)
+    D32, gram32 = np.empty(D.shape, np.float32), np.empty(gram.shape, np.float32)
+    normalized(D, np.ones(len(D)), unit, D32)
+    normalized(gram, unit, unit, gram32)
     codes, rounds, gap = np.zeros((n, m)), np.zeros(n, np.int64), np.zeros(n)
 
     def work(lo: int) -> None:
         hi = min(lo + _CHUNK, n)
         _solve_chunk(
-            D, DT, gram, Y, lam, weights, norms, start, bool(nonnegative), float(tol), int(max_rounds), lo, hi,
-            codes, rounds, gap
+            D32, DT, gram32, gram, Y, lam, weights, norms, start, bool(nonnegative), float(tol), int(max_rounds),
+            lo, hi, codes, rounds, gap
         )  # fmt: skip
 
     chunks = range(0, n, _CHUNK)

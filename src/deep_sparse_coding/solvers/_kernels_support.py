@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Indices = NDArray[np.uint32]  # unsigned, so that compiled code does not look for negative indices
 
 _PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: the atom lies in the span of the others
 # Indices of inner loops that do not start at zero are unsigned: for signed ones the compiler would keep the test for
 # negative (wrapped) indices, and that turns plain loads into gathers.
 _ONE = np.uint64(1)
+_COLUMNS = 512  # columns of D that are correlated at once
 
 jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
@@ -32,33 +34,54 @@ def row_length(size: int) -> int:
 
 
 @jit
-def correlate(D: Floats, Y: Floats, lo: int, hi: int, out: Floats) -> None:
-    """out[i] = Dᵀ Y[lo + i]; eight rows of D stay in the cache while all signals of the block use them."""
-    d, m = D.shape
-    out[: hi - lo] = 0.0
-    whole = d - d % 8
-    for k in range(0, whole, 8):
-        for i in range(lo, hi):
-            row = out[i - lo]
-            y0, y1, y2, y3 = Y[i, k], Y[i, k + 1], Y[i, k + 2], Y[i, k + 3]
-            y4, y5, y6, y7 = Y[i, k + 4], Y[i, k + 5], Y[i, k + 6], Y[i, k + 7]
-            for j in range(m):
-                row[j] += (y0 * D[k, j] + y1 * D[k + 1, j] + y2 * D[k + 2, j] + y3 * D[k + 3, j]) + (
-                    y4 * D[k + 4, j] + y5 * D[k + 5, j] + y6 * D[k + 6, j] + y7 * D[k + 7, j]
-                )
-    for k in range(whole, d):
-        for i in range(lo, hi):
-            row = out[i - lo]
-            y0 = Y[i, k]
-            for j in range(m):
-                row[j] += y0 * D[k, j]
+def dot(a: Any, b: Any) -> float:
+    """⟨a, b⟩."""
+    s = 0.0
+    for k in range(a.size):
+        s += a[k] * b[k]
+    return s
 
 
 @jit
-def subtract_rows(M: Floats, rows: Indices, coef: Floats, count: int, out: Floats) -> None:
-    """Subtract from `out` Σ_k coef[k]·M[rows[k], : out.size], four rows at a time to save loads and stores of `out`."""
+def correlate(D: Any, Y: Any, count: int, out: Any) -> None:
+    """out[i] = Dᵀ Y[i]; eight pieces of rows of D stay in the fastest cache while all signals of the block use them."""
+    d, m = D.shape
+    out[:count] = 0
+    whole = d - d % 8
+    for lo in range(0, m, _COLUMNS):
+        first, end = np.uint64(lo), np.uint64(min(lo + _COLUMNS, m))
+        for k in range(0, whole, 8):
+            for i in range(count):
+                row = out[i]
+                y0, y1, y2, y3 = Y[i, k], Y[i, k + 1], Y[i, k + 2], Y[i, k + 3]
+                y4, y5, y6, y7 = Y[i, k + 4], Y[i, k + 5], Y[i, k + 6], Y[i, k + 7]
+                for j in range(first, end):
+                    row[j] += (y0 * D[k, j] + y1 * D[k + 1, j] + y2 * D[k + 2, j] + y3 * D[k + 3, j]) + (
+                        y4 * D[k + 4, j] + y5 * D[k + 5, j] + y6 * D[k + 6, j] + y7 * D[k + 7, j]
+                    )
+        for k in range(whole, d):
+            for i in range(count):
+                row = out[i]
+                y0 = Y[i, k]
+                for j in range(first, end):
+                    row[j] += y0 * D[k, j]
+
+
+@jit
+def subtract_rows(M: Any, rows: Indices, coef: Any, count: int, out: Any) -> None:
+    """Subtract from `out` Σ_k coef[k]·M[rows[k], : out.size], several rows at a time to save loads and stores of it."""
+    eights = count - count % 8
+    for k in range(0, eights, 8):
+        a, b, c, e = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        p, q, s, t = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
+        x0, x1, x2, x3 = coef[k], coef[k + 1], coef[k + 2], coef[k + 3]
+        x4, x5, x6, x7 = coef[k + 4], coef[k + 5], coef[k + 6], coef[k + 7]
+        for j in range(out.size):
+            out[j] -= ((x0 * M[a, j] + x1 * M[b, j]) + (x2 * M[c, j] + x3 * M[e, j])) + (
+                (x4 * M[p, j] + x5 * M[q, j]) + (x6 * M[s, j] + x7 * M[t, j])
+            )
     whole = count - count % 4
-    for k in range(0, whole, 4):
+    for k in range(eights, whole, 4):
         a, b, c, e = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
         x0, x1, x2, x3 = coef[k], coef[k + 1], coef[k + 2], coef[k + 3]
         for j in range(out.size):
@@ -71,11 +94,107 @@ def subtract_rows(M: Floats, rows: Indices, coef: Floats, count: int, out: Float
 
 
 @jit
+def residual(DT: Floats, y: Floats, rows: Indices, coef: Floats, count: int, r: Floats) -> None:
+    """Write y - Σ_k coef[k]·DT[rows[k]] into r."""
+    r[:] = y
+    subtract_rows(DT, rows, coef, count, r)
+
+
+@jit
+def largest_inside(g: Floats, w: Floats, size: int, nonnegative: bool) -> float:
+    """Largest |g_j|/w_j of the working set (non-negative codes: of the positive part)."""
+    worst = 0.0
+    for k in range(size):
+        value = g[k] if nonnegative else abs(g[k])
+        if w[k] > 0.0 and value > worst * w[k]:
+            worst = value / w[k]
+    return worst
+
+
+@jit
+def violation(
+    g: Floats, w: Floats, norms: Floats, sup: Indices, sup_x: Floats, count: int, nonnegative: bool, energy: float
+) -> float:
+    """Largest KKT violation, as a share of ‖d_j‖‖y‖ (a cosine, whatever the units)."""
+    excess = 0.0
+    for j in range(g.size):
+        if norms[j] > 0.0 and w[j] < np.inf:
+            excess = max(excess, ((g[j] if nonnegative else abs(g[j])) - w[j]) / norms[j])
+    for k in range(count):
+        j = sup[k]
+        if norms[j] > 0.0:
+            excess = max(excess, abs(g[j] - (w[j] if sup_x[k] > 0.0 else -w[j])) / norms[j])
+    return float(excess / math.sqrt(energy)) if energy > 0.0 else float(excess)
+
+
+@jit
+def normalized(M: Floats, left: Floats, right: Floats, out: Singles) -> None:
+    """out[i, j] = left[i]·M[i, j]·right[j], in float32."""
+    for i in range(M.shape[0]):
+        for j in range(M.shape[1]):
+            out[i, j] = left[i] * M[i, j] * right[j]
+
+
+@jit
+def larger(M: Floats, used: int, cap: int) -> Floats:
+    """A copy of the leading block of M in a matrix that has room for `cap` rows."""
+    out = np.empty((cap, row_length(cap)))
+    for i in range(used):
+        for j in range(used):
+            out[i, j] = M[i, j]
+    return out
+
+
+@jit
+def extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats) -> None:
+    """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
+    for b in range(size, fresh):
+        jb = W[b]
+        for a in range(b + 1):
+            ja = W[a]
+            s = dot(DT[ja], DT[jb]) if gram.shape[0] == 0 else gram[jb, ja]
+            G[a, b] = s
+            G[b, a] = s
+        iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
+
+
+@jit
+def update_support(
+    U: Floats,
+    inv: Floats,
+    A: Indices,
+    n: int,
+    valid: int,
+    x: Floats,
+    w: Floats,
+    size: int,
+    nonnegative: bool,
+    seen: Any,
+) -> tuple[int, int]:
+    """Bring the ordered support A up to date: zeros leave, new atoms are appended, so that the factor stays useful."""
+    for k in range(n - 1, -1, -1):
+        a = A[k]
+        if x[a] != 0.0 or (w[a] == 0.0 and not nonnegative):
+            seen[a] = True
+        else:
+            valid = remove(U, inv, A, n, valid, k)
+            n -= 1
+    for k in range(size):
+        if not seen[k] and (x[k] != 0.0 or (w[k] == 0.0 and not nonnegative)):
+            A[n] = k
+            n += 1
+        seen[k] = False
+    return n, valid
+
+
+@jit
 def factor(G: Floats, U: Floats, inv: Floats, A: Indices, n: int, valid: int) -> int:
     """Upper factor UᵀU = G[A, A], given that its leading `valid` rows and columns are known.
 
     Returns n, or the first index whose pivot vanishes; its squared pivot is then U[p, p] and U[:p, p] is valid.
     """
+    if valid == n:
+        return n
     for i in range(n):
         ai = A[i]
         lo = i if i >= valid else valid
