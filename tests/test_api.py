@@ -155,4 +155,4 @@ def test_learning() -> None:
     assert result.history is not None
     assert len(result.dead_atoms) == 2
     codes = result.encode(images)
-    assert codes is not None
+    assert [x.shape[:2] for x in codes] == [(4, 6), (4, 8)]

@@ -83,7 +83,7 @@ def test_planted_nonnegative_model_is_found_with_both_constraints() -> None:
     assert isinstance(result.model, dsc.DenseDictionary)
     assert_sound(result)
     assert float(result.model.weight.min()) >= 0
-    codes = result.encode(data[:5]).codes
+    codes = result.encode(data[:5])
     assert isinstance(codes, Tensor)
     assert float(codes.min()) >= 0
     assert float((dsc.match(planted, result.model).cosines > 0.95).double().mean()) >= 0.9
@@ -106,7 +106,7 @@ def test_history_states_the_objective_of_the_codes_it_ended_with() -> None:
     """With one part and many steps the last value is nearly the least over codes for the final atoms."""
     data = images()
     result = learn(data, 4, size=5, lam=0.5, epochs=6, seed=0, batch=6, steps=300)
-    least = float(result.encode(data, tol=1e-6).certificate.objective.sum())
+    least = float(result.solve(data, tol=1e-6).certificate.objective.sum())
     recorded = result.history.objective[0][-1]
     assert least <= recorded * (1 + 1e-6)
     assert recorded <= least * 1.01
@@ -126,7 +126,7 @@ def test_two_layers_learn_the_codes_of_the_first() -> None:
     assert [p.objective for p in seen] == [value for values in result.history.objective for value in values]
     assert all(0 < p.density < 1 for p in seen)
     assert "layer 2: 2 epochs" in str(result)
-    solution = result.encode(data[:2], tol=1e-3)
+    solution = result.solve(data[:2], tol=1e-3)
     assert bool(solution.converged.all())
     assert isinstance(solution.codes, tuple)
     assert solution.codes[1].shape == (2, 5, 18, 18)
@@ -269,7 +269,7 @@ def test_encode_refuses_what_does_not_fit_and_reports_what_is_not_finite() -> No
     broken = data[:2].clone()
     broken[0] = math.nan
     with pytest.warns(dsc.DSCWarning, match="NaN"):
-        solution = result.encode(broken)
+        solution = result.solve(broken)
     assert solution.status[0] == dsc.Status.NONFINITE_INPUT
     assert solution.status[1] == dsc.Status.CONVERGED
 

@@ -242,7 +242,7 @@ CHANGES = (
 
 @each_kind
 @given(seed=SEEDS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_objective_follows_every_chain_of_changes(kind: Kind, seed: int) -> None:
     before = _draw(kind, seed)
     g = rng(seed)

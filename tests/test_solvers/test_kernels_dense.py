@@ -250,6 +250,39 @@ def test_working_set_outgrows_the_first_workspace() -> None:
     np.testing.assert_allclose(lazy, X, atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.005, 0.0005])
+def test_long_growth_is_no_standstill(share: float) -> None:
+    """With a small lam the gap stays near one for many rounds, until the working set holds the whole support."""
+    D, Y = problem(11, 150, 400, 3)
+    lam = share_of_max(D, Y, share)
+    for gram in (D.T @ D, None):
+        X, _, gap = solve_batch(D, gram, Y, lam, np.ones(400), tol=1e-8)
+        assert gap.max() <= 1e-8
+        assert relative_gap(D, Y, X, np.tile(lam[:, None], 400)).max() <= 1.01e-8
+    weights = np.ones(400)
+    weights[:3] = 0
+    assert run(D, Y, lam, weights, tol=1e-8)[2].max() <= 1e-8
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e-30, 1e30, 1e60])
+def test_norms_of_atoms_beyond_single_precision(scale: float) -> None:
+    D, Y = problem(15)
+    lam = share_of_max(D, Y, 0.1)
+    X = run(D, Y, lam)[0]
+    spread = np.where(np.arange(30) % 2 == 0, scale, 1.0)
+    scaled, _, gap = run(D * spread, Y, lam, spread)
+    assert gap.max() <= 1e-6
+    np.testing.assert_allclose(scaled * spread, X, rtol=1e-9, atol=1e-12)
+
+
+def test_ratios_closer_to_one_than_single_precision() -> None:
+    """Atoms just above and just below lam are told apart, though float32 calls them equal."""
+    Q = np.linalg.qr(np.random.default_rng(16).standard_normal((40, 40)))[0]
+    coefficients = np.concatenate([[2.0], 1 + 1e-10 * np.arange(1, 20), 1 - 1e-10 * np.arange(1, 21)])
+    X, _, _ = run(Q, (Q @ coefficients)[None], 1.0, tol=0.0)
+    np.testing.assert_allclose(X[0], np.maximum(coefficients - 1, 0), atol=1e-14)
+
+
 def test_unreachable_tolerance_ends_and_says_so() -> None:
     D, Y = problem(12)
     _, rounds, gap = run(D, Y, share_of_max(D, Y, 0.05), tol=0.0, max_rounds=1000)

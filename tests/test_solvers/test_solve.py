@@ -340,3 +340,24 @@ def test_a_joint_image_problem_uses_both_layers_in_float32() -> None:
     solution = dsc.solve(dsc.JointLasso(model, (0.1, 0.05)), drawn.signal, tol=1e-4)
     assert bool(solution.converged.all())
     assert all(float(x.abs().max()) > 0 for x in solution.codes)
+
+
+def test_a_gap_that_rests_while_the_objective_falls_is_no_stall() -> None:
+    # An unpenalized atom among atoms of uneven length: the dual point lags behind for hundreds of steps.
+    matrix = DENSE.matrix.detach()[:8, :12] * torch.logspace(0, 1.5, 12, dtype=torch.float64)
+    weights = torch.ones(12, dtype=torch.float64)
+    weights[0] = 0.0
+    problem = dsc.Lasso(dsc.DenseDictionary(matrix), 0.2, weights=weights)
+    solution = dsc.solve(problem, SIGNAL[:3, :8], dsc.FISTA(), tol=1e-8, max_steps=100_000)
+    assert bool(solution.converged.all())
+
+
+def test_settings_of_solvers_and_soft_threshold_are_checked() -> None:
+    with pytest.raises(dsc.ParameterError, match="restart is 3; expected True or False"):
+        dsc.FISTA(restart=3)  # type: ignore[arg-type]
+    with pytest.raises(dsc.ParameterError, match="rounds is 0; expected a whole number of at least 1"):
+        dsc.ConvCoordinateDescent(rounds=0)
+    with pytest.raises(dsc.ParameterError, match=r"threshold is -0.1"):
+        dsc.soft_threshold(SIGNAL, -0.1)
+    with pytest.raises(dsc.DtypeError, match="values is a list"):
+        dsc.soft_threshold([1.0], 0.1)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deep_sparse_coding.dictionaries import Cascade, Dictionary
-from deep_sparse_coding.problems import Lasso, LayeredLasso
+from deep_sparse_coding.problems import Codes, Lasso, LayeredLasso
 from deep_sparse_coding.solvers import Solution, solve
 
 from .inputs import check_images
@@ -88,8 +88,25 @@ class LearningResult:
 
     def encode(
         self, images: Tensor | list[Tensor] | tuple[Tensor, ...], *, tol: float = 1e-4, max_steps: int = 10_000
+    ) -> Codes:
+        """Return the codes of images: a tensor, or a tuple with one per layer of a cascade.
+
+        A sample that does not converge is warned of; `solve` returns the certificate too.
+
+        Args:
+            images: As for `learn`, prepared in the same way.
+            tol: The relative duality gap to reach.
+            max_steps: The most steps per layer.
+
+        Raises:
+            DSCError: Images that do not fit the model.
+        """
+        return self.solve(images, tol=tol, max_steps=max_steps).codes
+
+    def solve(
+        self, images: Tensor | list[Tensor] | tuple[Tensor, ...], *, tol: float = 1e-4, max_steps: int = 10_000
     ) -> Solution:
-        """Return the codes of images, layer after layer, with their certificate.
+        """Return the codes of images, layer after layer, as a solution with their certificate.
 
         Args:
             images: As for `learn`, prepared in the same way.

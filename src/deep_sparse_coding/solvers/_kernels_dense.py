@@ -301,8 +301,8 @@ def _solve_chunk(
                     rel = violation(g, full_w, norms, sup, sup_x, count, nonnegative, energy)
                 else:
                     rel = _relative_gap(y, r, g, full_w, sup, sup_x, count, worst, energy)
-                # A working set that still grows far from the optimum is no standstill.
-                idle = idle + 1 if rel > 0.9 * best and (free or not grew or worst < 1.5) else 0
+                # Rounds that only collect atoms may leave the gap as it is.
+                idle = idle + 1 if rel > 0.9 * best and last and not (free and grew) else 0
                 best = min(best, rel)
                 zero_is_best = count == 0 and worst <= 1.0 + _SLACK and not free
                 if rel <= tol or zero_is_best or done >= max_rounds or idle > _IDLE:

@@ -9,6 +9,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.checks import require_float_tensor, require_number
 from deep_sparse_coding.problems import Blocks, StandardForm
 
 
@@ -83,7 +84,16 @@ def soft_threshold(values: Tensor, threshold: Tensor | float, nonnegative: bool 
         values: u.
         threshold: θ ≥ 0, broadcasts against u; inf gives 0.
         nonnegative: The one-sided form.
+
+    Raises:
+        DtypeError: `values` are no tensor of float32 or float64.
+        ParameterError: A threshold that is a number below 0.
+
+    Source: the proximal operator of ``θ‖·‖_1``; section 0 of docs/theory.md.
     """
+    require_float_tensor("values", values)
+    if not isinstance(threshold, Tensor):
+        require_number("threshold", threshold, minimum=0.0, finite=False)
     if nonnegative:
         return (values - threshold).clamp_min(0)
     threshold = torch.as_tensor(threshold, dtype=values.dtype, device=values.device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.dictionaries import ConvDictionary
 from deep_sparse_coding.problems import Blocks, StandardForm
 from deep_sparse_coding.problems.operators import SingleOperator
@@ -49,12 +50,18 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
     Attributes:
         rounds: The most rounds of one step; `steps` of a solution counts rounds.
 
+    Raises:
+        ParameterError: `rounds` is no whole number of at least 1.
+
     Source: Kavukcuoglu et al. 2010 (coordinate descent on convolutions); Massias, Gramfort & Salmon 2018 (working
     sets); Moreau, Oudre & Vayatis 2018 (regions).
     """
 
     rounds: int = 50
     check_every = 1
+
+    def __post_init__(self) -> None:
+        require_integer("rounds", self.rounds, minimum=1)
 
     def refuse(self, form: StandardForm) -> str | None:
         """Return why not: dense or layered operators, masks, three spatial axes, other devices."""

@@ -11,7 +11,7 @@ from deep_sparse_coding.problems import Blocks, StandardForm
 
 from .base import CodesState, Solver
 
-# Above this many columns the Gram matrix (8 bytes an entry) no longer pays: 16384² are 2 GB.
+# Above this many columns the Gram matrix (8 bytes an entry) no longer pays: 16384² are 2 GB, and 1 GB in float32.
 _LARGEST = 16384
 # The kernel aims below tol: what it proves must survive rounding of the codes to the user's precision.
 _AIM = {torch.float64: 0.9, torch.float32: 0.3}

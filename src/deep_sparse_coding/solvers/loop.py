@@ -23,6 +23,8 @@ _STALL_FALL = 0.02
 _STALL_WINDOW = 8
 # What float32 cannot finish goes on in float64, so there is no need for patience.
 _STALL_WINDOW_FLOAT32 = 4
+# What counts as rest of the objective over a window, relative to itself.
+_RESOLUTION = {torch.float32: 1e-6, torch.float64: 1e-9}
 # A check costs about two steps: it comes again after this share of the steps so far.
 _CHECK_SHARE = 0.125
 
@@ -84,7 +86,7 @@ class Run:
         self.stopped = False
         self._checks: list[tuple[int, float, Tensor, Tensor]] = []
         self._gaps: list[Tensor] = []
-        self._window = _STALL_WINDOW
+        self._window, self._resolution = _STALL_WINDOW, _RESOLUTION[torch.float64]
         self._steps_before = 0
         self._began = time.perf_counter()
 
@@ -107,7 +109,9 @@ class Run:
         if not len(active) or limit < 0 or self.stopped:
             return
         self.status[active] = int(Status.MAX_STEPS)
-        self._window = _STALL_WINDOW_FLOAT32 if form.data[0].dtype == torch.float32 else _STALL_WINDOW
+        dtype = form.data[0].dtype
+        self._window = _STALL_WINDOW_FLOAT32 if dtype == torch.float32 else _STALL_WINDOW
+        self._resolution = _RESOLUTION[dtype]
         state = self.solver.init(form, start, self.settings.tol)
         next_check = 0
         while True:
@@ -177,13 +181,14 @@ class Run:
         self._gaps.append(gaps)
 
     def _stalled(self, active: Tensor) -> Tensor:
-        """Return which samples' gap has hardly fallen over the last checks."""
+        """Return which samples' gap has hardly fallen over the last checks, and whose objective rests too."""
         window = self._window
         if len(self._gaps) <= 2 * window:
             return torch.zeros(len(active), dtype=torch.bool)
-        before = torch.stack(self._gaps[-2 * window : -window])[:, active].amin(0)
-        now = torch.stack(self._gaps[-window:])[:, active].amin(0)
-        return now > (1 - _STALL_FALL) * before
+        before, now = _smallest(self._gaps, window, active)
+        # A gap may rest while the codes still improve: where the dual point is what lags behind.
+        objective, lower = _smallest([check[2] for check in self._checks[-2 * window :]], window, active)
+        return (now > (1 - _STALL_FALL) * before) & (lower >= (1 - self._resolution) * objective)
 
     def history(self) -> History:
         """Return what the checks saw."""
@@ -194,3 +199,9 @@ class Run:
             torch.stack([check[2] for check in self._checks]) if self._checks else empty,
             torch.stack([check[3] for check in self._checks]) if self._checks else empty,
         )
+
+
+def _smallest(values: list[Tensor], window: int, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest value of every active sample in the window before the last, and in the last."""
+    before, now = torch.stack(values[-2 * window : -window]), torch.stack(values[-window:])
+    return before[:, active].amin(0), now[:, active].amin(0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.problems import Blocks, StandardForm
 
 from .base import Solver, State, select_blocks, soft_threshold
@@ -103,10 +104,17 @@ class FISTA(Solver[FISTAState]):
     Attributes:
         restart: Whether momentum restarts.
 
+    Raises:
+        ParameterError: `restart` is no boolean.
+
     Source: Beck & Teboulle 2009; O'Donoghue & Candès 2015 (gradient restart); step per layer: N4 of docs/theory.md.
     """
 
     restart: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.restart, bool):
+            raise ParameterError(f"restart is {self.restart!r}; expected True or False")
 
     def refuse(self, form: StandardForm) -> str | None:
         """Return None: FISTA takes every standard form."""
