@@ -185,10 +185,11 @@ def test_the_scale_of_the_data_is_no_matter(case: Case, scale: float) -> None:
 @each(WITH_GAP)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_start_that_is_not_finite_is_refused(case: Case, bad: float) -> None:
-    start = tuple(block.clone() for block in blocks(case.solve().codes))
+    codes = case.solve(max_steps=0).codes
+    start = tuple(torch.zeros_like(block) for block in blocks(codes))
     start[-1].view(-1)[0] = bad
     with pytest.raises(dsc.ParameterError, match=r"start has 1 entries that are not finite; expected finite codes: "):
-        case.solve(start=start if isinstance(case.solve().codes, tuple) else start[0])
+        case.solve(start=start if isinstance(codes, tuple) else start[0])
 
 
 @pytest.mark.parametrize("bad", [math.nan, -1.0])
@@ -271,12 +272,12 @@ def test_a_forked_process_solves_after_its_parent_did() -> None:
 def test_threads_may_share_problem_and_solver(case: Case) -> None:
     want, problem = case.solve(), case.problem
     found: list[dsc.Solution] = []
-    threads = [threading.Thread(target=lambda: found.append(case.solve(problem))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(case.solve(problem))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert len(found) == 3
+    assert len(found) == 2
     for solution in found:
         assert all(torch.equal(a, b) for a, b in zip(blocks(solution.codes), blocks(want.codes), strict=True))
 

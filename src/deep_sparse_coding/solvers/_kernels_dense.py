@@ -51,7 +51,9 @@ _CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
-_GROW = 0.75  # atoms above this share of the largest |g_j|/w_j enter the working set
+_GROW = 0.8  # atoms above this share of the largest |g_j|/w_j enter the working set
+_GROW_MANY = 0.65  # the same for more atoms than _MANY: rounds, which look at all atoms, are dear there
+_MANY = 512
 _EARLY_SWEEPS = 6  # sweeps of a round that only collects atoms; the last rounds sweep until the signs rest
 _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
@@ -307,7 +309,7 @@ def _solve_chunk(
                 zero_is_best = count == 0 and worst <= 1.0 + _SLACK and not free
                 if rel <= tol or zero_is_best or done >= max_rounds or idle > _IDLE:
                     break
-            level = max(1.0 + _SLACK, _GROW * worst)
+            level = max(1.0 + _SLACK, (_GROW if m <= _MANY else _GROW_MANY) * worst)
             for b in range(tops.size):
                 if tops[b] > level:
                     for j in range(b, m, _GROUPS):
