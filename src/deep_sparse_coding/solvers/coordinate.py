@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.problems import Blocks, StandardForm
 
 from .base import CodesState, Solver
@@ -49,6 +50,9 @@ class CoordinateDescent(Solver[CoordinateState]):
 
     rounds: int = 200
     check_every = 1
+
+    def __post_init__(self) -> None:
+        require_integer("rounds", self.rounds, minimum=1)
 
     def refuse(self, form: StandardForm) -> str | None:
         """Return why not: convolutions, masks per sample, other devices, weights that do not factor, too many atoms."""
