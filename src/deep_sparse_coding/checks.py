@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,17 @@ def require_number(
         expected = f"a{' finite' if finite else ''} number" + (f" {bounds}" if bounds else "")
         raise ParameterError(f"{name} is {value}; expected {expected}")
     return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False: a number, a word or a tensor in its place is a mistake.
+
+    Raises:
+        ParameterError: It is something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ParameterError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
 
 
 def require_integer(name: str, value: object, *, minimum: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.problems import Blocks, StandardForm
-from deep_sparse_coding.problems.base import flat_sum, inner, penalty, squared_norm
+from deep_sparse_coding.problems.base import flat_sum, inner, penalty, per_sample, squared_norm
 from deep_sparse_coding.problems.operators import Operator
 
 from .conditioning import factorize
@@ -221,8 +221,3 @@ def _squares_resolved(*vectors: Blocks) -> Tensor:
 def norm(blocks: Blocks) -> Tensor:
     """Return the ℓ2 norm over all blocks, per sample."""
     return squared_norm(blocks).sqrt()
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Return one number per sample in a shape that broadcasts against a block."""
-    return values.reshape(-1, *(1,) * (like.ndim - 1))

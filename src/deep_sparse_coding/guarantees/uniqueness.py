@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deep_sparse_coding.checks import check_flag
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
-from deep_sparse_coding.problems.weights import check_flag
 
 from .babel import Atoms, check_counts, circular_hypotheses, composite, counted, covers, largest_count
 from .guarantee import Condition, Guarantee

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_integer
+from deep_sparse_coding.checks import check_flag, require_integer
 from deep_sparse_coding.dictionaries import Cascade, Dictionary
 from deep_sparse_coding.dictionaries.random import generator
 from deep_sparse_coding.errors import DictionaryError, ParameterError
-from deep_sparse_coding.problems.weights import check_flag
 
 from .initial import initial_dictionary, template
 from .inputs import LayerSettings, check_images, check_layers, code_entries, default_batch, require_content

@@ -157,6 +157,11 @@ def inner(first: Blocks, second: Blocks) -> Tensor:
     return flat_sum(tuple(a * b for a, b in zip(first, second, strict=True)))
 
 
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Return one number per sample in a shape that broadcasts against a block."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
 def used_entries(weights: Tensor, codes: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Return where a block of codes is not zero, with the weights and the values there: few of many entries."""
     index = codes.nonzero(as_tuple=True)

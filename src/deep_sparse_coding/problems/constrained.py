@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import per_layer
+from deep_sparse_coding.checks import check_flag, per_layer
 from deep_sparse_coding.dictionaries import Cascade, Dictionary
 from deep_sparse_coding.errors import ParameterError
 
-from .base import Codes, StandardForm, flat_sum, inner, penalty, squared_norm, unresolved
+from .base import Codes, StandardForm, flat_sum, inner, penalty, per_sample, squared_norm, unresolved
 from .cascaded import LayeredProblem, check_cascade
 from .certificate import Certificate
 from .dual import largest_ratio
 from .lasso import Lasso
 from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
-from .weights import check_dictionary, check_flag, check_mask, check_weights, check_weights_by_layer
+from .weights import check_dictionary, check_mask, check_weights, check_weights_by_layer
 
 # The relative gap is measured against the objective, but not below this share of ‖y‖²/‖Dᵀy‖_∞, the natural size of it.
 _OBJECTIVE_FLOOR = 1e-6
@@ -177,14 +177,14 @@ def _pursuit_gap(
     # Room for the rounding of the correlations: scaled up, what is only rounding would prove any number.
     slack = form.operator.terms()[1] * _EPS * length
     for w, c, squares in zip(form.weights, correlation, form.operator.squared_norms(), strict=True):
-        size = (c.clamp_min(0) if form.nonnegative else c.abs()) + _by_sample(slack, c) * squares.sqrt()
+        size = (c.clamp_min(0) if form.nonnegative else c.abs()) + per_sample(slack, c) * squares.sqrt()
         ratio = torch.where(torch.isfinite(w), size / w, 0.0).flatten(1)
         worst = torch.maximum(worst, ratio.amax(1)) if ratio.shape[1] else worst
     usable = worst > 0
     alpha = torch.where(usable, 1 / worst, 0.0)
     terms = []
     for w, x, c in zip(form.weights, codes, correlation, strict=True):
-        nu = _by_sample(alpha, c) * c
+        nu = per_sample(alpha, c) * c
         terms.append(torch.where(x == 0, 0.0, (w * x.abs() - x * nu).clamp_min(0)))
     finite = limits.clamp_max(torch.finfo(torch.float64).max)
     rest = alpha * (finite * length - inner(ray, residual))
@@ -202,7 +202,7 @@ def _on_support(form: StandardForm, codes: Blocks, residual: Blocks, correlation
     )
     length = squared_norm(signs)
     lam = torch.where(length > 0, inner(signs, correlation) / length.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    rest = tuple(s * c - _by_sample(lam, c) * g for s, c, g in zip(support, correlation, signs, strict=True))
+    rest = tuple(s * c - per_sample(lam, c) * g for s, c, g in zip(support, correlation, signs, strict=True))
     step, old = rest, squared_norm(rest)
     ray, goal = residual, (16 * _EPS) ** 2 * squared_norm(correlation)
     for _ in range(_REFINEMENTS):
@@ -212,20 +212,16 @@ def _on_support(form: StandardForm, codes: Blocks, residual: Blocks, correlation
         image = form.operator.synthesize(step)
         curvature = squared_norm(image)
         move = torch.where(going & (curvature > 0), old / curvature, 0.0)
-        ray = tuple(r - _by_sample(move, a) * a for r, a in zip(ray, image, strict=True))
+        ray = tuple(r - per_sample(move, a) * a for r, a in zip(ray, image, strict=True))
         back = form.operator.analyze(image)
-        rest = tuple(g - _by_sample(move, b) * (s * b) for g, b, s in zip(rest, back, support, strict=True))
+        rest = tuple(g - per_sample(move, b) * (s * b) for g, b, s in zip(rest, back, support, strict=True))
         new = squared_norm(rest)
         turn = torch.where(going & (old > 0), new / old, 0.0)
-        step = tuple(g + _by_sample(turn, d) * d for g, d in zip(rest, step, strict=True))
+        step = tuple(g + per_sample(turn, d) * d for g, d in zip(rest, step, strict=True))
         old = new
     return ray
 
 
-def _by_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
 def with_lam(form: StandardForm, lam: Tensor) -> StandardForm:
     """Return the form with its weights times one number per sample."""
-    return replace(form, weights=tuple(_by_sample(lam, w) * w for w in form.weights))
+    return replace(form, weights=tuple(per_sample(lam, w) * w for w in form.weights))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deep_sparse_coding.errors import UnsupportedError
 
-from .base import StandardForm, inner, squared_norm, sum_rows, used_entries
+from .base import StandardForm, inner, per_sample, squared_norm, sum_rows, used_entries
 from .operators import Blocks
 
 _LARGEST_SCALING = 10.0
@@ -53,7 +53,7 @@ def dual_point(form: StandardForm, codes: Blocks) -> DualPoint:
         # Orthogonality to unpenalized atoms holds up to rounding of r: scaling up what is only rounding would lose it.
         alpha = alpha.clamp(-_LARGEST_SCALING, _LARGEST_SCALING)
     alpha = torch.minimum(torch.maximum(alpha, low), high)
-    theta = tuple(_per_sample(alpha, r) * r for r in ray)
+    theta = tuple(per_sample(alpha, r) * r for r in ray)
     difference = tuple(r - t for r, t in zip(residual, theta, strict=True))
     gap = 0.5 * squared_norm(difference) + _complementarity(form, codes, ray_correlation, alpha)
     return DualPoint(residual, theta, gap)
@@ -145,7 +145,3 @@ def _orthogonal_part(form: StandardForm, vector: Blocks, free: Blocks | None) ->
     room = _ROUNDING * squared_norm((signal,)).sqrt()[:, None] * form.operator.squared_norms()[0].sqrt()
     small = (form.weights[0] == 0) & (correlation.abs() <= room)
     return (signal,), (torch.where(free[0] | small, 0.0, correlation),)
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))

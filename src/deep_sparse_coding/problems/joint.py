@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deep_sparse_coding.checks import per_layer, require_number
+from deep_sparse_coding.checks import check_flag, per_layer, require_number
 from deep_sparse_coding.dictionaries import Cascade
 from deep_sparse_coding.errors import UnsupportedError
 
@@ -16,7 +16,7 @@ from .base import ConvexProblem, StandardForm
 from .cascaded import CascadeProblem, check_cascade, layer_shapes
 from .dual import largest_ratio
 from .operators import ChainOperator
-from .weights import check_flag, check_lam, check_mask, check_weights_by_layer, flatten_mask, flatten_weights
+from .weights import check_lam, check_mask, check_weights_by_layer, flatten_mask, flatten_weights
 
 
 @dataclass(frozen=True, eq=False)

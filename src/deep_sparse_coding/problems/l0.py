@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import per_layer, require_integer
+from deep_sparse_coding.checks import check_flag, per_layer, require_integer
 from deep_sparse_coding.dictionaries import Cascade, DenseDictionary, Dictionary
 from deep_sparse_coding.errors import ParameterError
 
@@ -18,7 +18,7 @@ from .cascaded import LayeredProblem, check_cascade
 from .certificate import Certificate
 from .lasso import Lasso
 from .single import SingleProblem, check_epsilon, residual_limits
-from .weights import check_dictionary, check_flag, check_mask
+from .weights import check_dictionary, check_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_float_tensor, require_same_kind
+from deep_sparse_coding.checks import check_flag, require_float_tensor, require_same_kind
 from deep_sparse_coding.dictionaries import DenseDictionary, Dictionary
 from deep_sparse_coding.errors import ShapeError, UnsupportedError
 
 from .base import Codes, ConvexProblem, StandardForm
 from .dual import largest_ratio
 from .operators import Blocks, SingleOperator
-from .weights import check_dictionary, check_flag, check_lam, check_mask, check_weights, flatten_mask, flatten_weights
+from .weights import check_dictionary, check_lam, check_mask, check_weights, flatten_mask, flatten_weights
 
 
 @dataclass(frozen=True, eq=False)

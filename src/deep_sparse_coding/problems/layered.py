@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deep_sparse_coding.checks import per_layer
+from deep_sparse_coding.checks import check_flag, per_layer
 from deep_sparse_coding.dictionaries import Cascade
 
 from .cascaded import LayeredProblem, check_cascade
 from .lasso import Lasso
-from .weights import check_flag, check_lam, check_mask, check_weights_by_layer
+from .weights import check_lam, check_mask, check_weights_by_layer
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,17 +83,6 @@ def check_weights_by_layer(weights: object, layers: int) -> tuple[Tensor | None,
             f"{layers} layers"
         )
     return tuple(check_weights(f"weights[{j}]", value) for j, value in enumerate(per_layer("weights", weights, layers)))
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return `value` if it is True or False: a number, a word or a tensor in its place is a mistake.
-
-    Raises:
-        ParameterError: It is something else.
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ParameterError(f"{name} is {value!r}; expected True or False")
-    return bool(value)
 
 
 def check_mask(mask: object, dictionary: Dictionary) -> Tensor | None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.problems import BasisPursuit, Blocks, Certificate, StandardForm, assess
-from deep_sparse_coding.problems.base import inner, penalty, squared_norm, unresolved
+from deep_sparse_coding.problems.base import inner, penalty, per_sample, squared_norm, unresolved
 from deep_sparse_coding.problems.constrained import assess_pursuit, with_lam
 from deep_sparse_coding.problems.dual import largest_ratio
 
 from .base import select_blocks
-from .solution import History, Solution, Status
+from .solution import History, Solution, Status, settle
 
 #: Solves a Lasso: form, start, relative gap, most steps -> codes, steps per sample.
 SolveLasso = Callable[[StandardForm, Blocks, float, int], tuple[Blocks, Tensor]]
@@ -116,15 +116,9 @@ def solve_pursuit(
         block[bad] = math.nan
     answer = problem.unpack(codes, shape)
     certificate = assess(problem, signal, answer)
-    settled = []
-    for code, gap in zip(status.tolist(), certificate.relative_gap.flatten().tolist(), strict=True):
-        if code not in (Status.NONFINITE_INPUT, Status.INFEASIBLE) and gap <= tol:
-            settled.append(Status.CONVERGED)
-        else:
-            settled.append(Status.STALLED if code == Status.CONVERGED else Status(code))
     return Solution(
-        answer, tuple(settled), search.steps.reshape(shape), certificate, (search.history(),), name, tol, problem,
-        signal.detach(), search.stopped,
+        answer, settle(status, certificate, tol), search.steps.reshape(shape), certificate, (search.history(),), name,
+        tol, problem, signal.detach(), search.stopped,
     )  # fmt: skip
 
 
@@ -310,7 +304,7 @@ def _blend(above: _Points, below: _Points, goal: Tensor) -> Blocks:
     t = torch.where(torch.isfinite(t), t, 0.0).clamp(0, 1)
     mixed = []
     for u, v in zip(above.codes, below.codes, strict=True):
-        mixed.append(v + _by_sample(t, v) * (u - v))
+        mixed.append(v + per_sample(t, v) * (u - v))
     return tuple(mixed)
 
 
@@ -331,7 +325,7 @@ def _pull_inside(form: StandardForm, limits: Tensor, codes: Blocks, dtype: torch
         pull = inner(residual, image) / limits.clamp_min(torch.finfo(torch.float64).tiny)
         more = torch.where(pull > 0, torch.maximum(4 * t, 2 * excess / pull), t)
         t = torch.where(excess > 0, more, t)
-        moved = tuple(x + _by_sample(t, x) * s for x, s in zip(codes, slope, strict=True))
+        moved = tuple(x + per_sample(t, x) * s for x, s in zip(codes, slope, strict=True))
         if form.nonnegative:
             moved = tuple(x.clamp_min(0) for x in moved)
         rounded = tuple(block.to(dtype) for block in moved)
@@ -375,18 +369,14 @@ def least_squares(
         image = form.operator.synthesize(step)
         curvature = squared_norm(image)
         move = torch.where(going & (curvature > 0), old / curvature, 0.0)
-        codes = tuple(x + _by_sample(move, d) * d for x, d in zip(codes, step, strict=True))
-        residual = tuple(r - _by_sample(move, a) * a for r, a in zip(residual, image, strict=True))
+        codes = tuple(x + per_sample(move, d) * d for x, d in zip(codes, step, strict=True))
+        residual = tuple(r - per_sample(move, a) * a for r, a in zip(residual, image, strict=True))
         back = tuple(s * c for s, c in zip(support, form.operator.analyze(residual), strict=True))
         new = squared_norm(back)
         turn = torch.where(going & (old > 0), new / old, 0.0)
-        step = tuple(b + _by_sample(turn, d) * d for b, d in zip(back, step, strict=True))
+        step = tuple(b + per_sample(turn, d) * d for b, d in zip(back, step, strict=True))
         old = new
     return codes
-
-
-def _by_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _copy(blocks: Blocks) -> Blocks:

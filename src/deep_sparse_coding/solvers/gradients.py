@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deep_sparse_coding.errors import DSCWarning, UnsupportedError
 from deep_sparse_coding.problems import Blocks, Codes, ConvexProblem, LayeredLasso, Problem
+from deep_sparse_coding.problems.base import per_sample
 from deep_sparse_coding.problems.operators import Operator
 
 # The most float64 entries that the supports' columns of one chunk of samples may take.
@@ -74,8 +75,8 @@ def _attach(problem: ConvexProblem, signal: Tensor, codes: Codes) -> Codes:
     for block in blocks:
         finite &= torch.isfinite(block).flatten(1).all(1)
     # A sample that is not finite is zeroed at the source: zero times its NaN would spoil the gradients of the others.
-    fixed = tuple(torch.where(_per_sample(finite, block), block, 0.0) for block in blocks)
-    data = tuple(torch.where(_per_sample(finite, block), block, 0.0) for block in form.data)
+    fixed = tuple(torch.where(per_sample(finite, block), block, 0.0) for block in blocks)
+    data = tuple(torch.where(per_sample(finite, block), block, 0.0) for block in form.data)
     support = tuple(block != 0 for block in fixed)
     residual = replace(form, data=data).residual(fixed)
     slope = tuple(
@@ -252,8 +253,4 @@ def _dot(first: Blocks, second: Blocks) -> Tensor:
 
 
 def _plus(first: Blocks, factor: Tensor, second: Blocks) -> Blocks:
-    return tuple(a + _per_sample(factor, b) * b for a, b in zip(first, second, strict=True))
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
+    return tuple(a + per_sample(factor, b) * b for a, b in zip(first, second, strict=True))

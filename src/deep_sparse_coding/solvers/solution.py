@@ -160,3 +160,15 @@ class Solution:
 
     def __repr__(self) -> str:
         return f"<Solution {self}>"
+
+
+def settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Status, ...]:
+    """Return the statuses, CONVERGED exactly where the final certificate says so and the codes are an answer."""
+    settled = []
+    for code, gap in zip(status.tolist(), certificate.relative_gap.flatten().tolist(), strict=True):
+        proved = gap <= tol  # False for NaN
+        if proved and code not in (Status.NONFINITE_INPUT, Status.INFEASIBLE):
+            settled.append(Status.CONVERGED)
+        else:
+            settled.append(Status.STALLED if code == Status.CONVERGED else Status(code))
+    return tuple(settled)

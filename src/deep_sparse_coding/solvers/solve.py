@@ -10,12 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_finite_atoms, require_integer, require_number
+from deep_sparse_coding.checks import check_flag, require_finite_atoms, require_integer, require_number
 from deep_sparse_coding.errors import DSCWarning, NotConvergedError, ParameterError, UnsupportedError
 from deep_sparse_coding.problems import (
     BasisPursuit,
     Blocks,
-    Certificate,
     Codes,
     ConvexProblem,
     Lasso,
@@ -29,7 +28,6 @@ from deep_sparse_coding.problems import (
 )
 from deep_sparse_coding.problems.cascaded import CascadeProblem
 from deep_sparse_coding.problems.single import SingleProblem
-from deep_sparse_coding.problems.weights import check_flag
 
 from .base import Solver, select_blocks
 from .choice import choose_solver
@@ -37,7 +35,7 @@ from .constrained import solve_pursuit
 from .gradients import attach_gradients, require_differentiable
 from .greedy import OMP, Pursuit, solve_greedy
 from .loop import Callback, Progress, Run, Settings
-from .solution import History, Solution, Status
+from .solution import History, Solution, Status, settle
 
 
 def solve(
@@ -226,7 +224,7 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
     shape = problem.batch_shape(signal)
     answer = problem.unpack(codes, shape)
     certificate = assess(problem, signal, answer)
-    status = _settle(status, certificate, settings.tol)
+    status = settle(status, certificate, settings.tol)
     return Solution(
         answer,
         status,
@@ -239,19 +237,6 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
         signal.detach(),
         run.stopped,
     )
-
-
-def _settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Status, ...]:
-    """Return the statuses, CONVERGED exactly where the final certificate says so."""
-    gaps = certificate.relative_gap.flatten().cpu()
-    settled = []
-    for code, gap in zip(status.tolist(), gaps.tolist(), strict=True):
-        proved = gap <= tol  # False for NaN
-        if proved and code != Status.NONFINITE_INPUT:
-            settled.append(Status.CONVERGED)
-        else:
-            settled.append(Status.STALLED if code == Status.CONVERGED else Status(code))
-    return tuple(settled)
 
 
 def _solve_layers(
