@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
 import deep_sparse_coding as dsc
+import references
 from strategies import normal, rng
 
 
@@ -72,8 +74,49 @@ OPERATORS: tuple[Operator, ...] = (
     _conv("conv3d-circular", (2, 1, 2, 2, 3), (1, 1, 2), "circular", (3, 3, 3)),
 )
 
+# Atoms at the border of these are cut off.
+SAME_OPERATORS: tuple[Operator, ...] = (
+    _conv("conv1d-same", (3, 1, 5), 1, "same", (9,)),
+    _conv("conv1d-same-even-channels", (2, 3, 4), 1, "same", (8,)),
+    _conv("conv1d-same-stride-2", (3, 2, 5), 2, "same", (5,)),
+    _conv("conv1d-same-stride-is-k", (3, 1, 4), 4, "same", (3,)),
+    _conv("conv1d-same-stride-above-k", (3, 2, 2), 3, "same", (3,)),
+    _conv("conv1d-same-one-tap", (3, 3, 1), 1, "same", (5,)),
+    _conv("conv1d-same-kernel-larger-than-signal", (2, 3, 7), 2, "same", (2,)),
+    _conv("conv2d-same", (3, 1, 3, 3), 1, "same", (5, 4)),
+    _conv("conv2d-same-even-channels", (2, 3, 4, 2), 1, "same", (5, 3)),
+    _conv("conv2d-same-stride-mixed", (3, 2, 2, 5), (1, 2), "same", (4, 4)),
+    _conv("conv2d-same-even-stride-2", (5, 1, 4, 4), 2, "same", (3, 4)),
+    _conv("conv3d-same", (2, 2, 2, 3, 2), (1, 2, 1), "same", (2, 3, 3)),
+)
 
-def each_operator(*, kind: type[dsc.Dictionary] | None = None) -> pytest.MarkDecorator:
-    """Return the decorator that runs a test with `operator` being every one (of a kind) in the registry."""
-    chosen = [entry for entry in OPERATORS if kind is None or isinstance(entry.build(), kind)]
+
+def explicit_matrix(dictionary: dsc.Dictionary, size: tuple[int, ...] = ()) -> Tensor:
+    """Return D as a matrix, ``(signal entries, code entries)``; of "same" by its definition, the rows of "valid" kept.
+
+    Entry ``e`` of the signal is entry ``e + ⌊(k - 1)/2⌋`` of the "valid" one per axis, or 0 where that is too short.
+    """
+    if not isinstance(dictionary, dsc.ConvDictionary) or dictionary.boundary != "same":
+        return references.explicit_matrix(dictionary, size)
+    whole = dictionary.with_boundary("valid")
+    matrix = references.explicit_matrix(whole, size).reshape(*whole.signal_shape(size), -1)
+    axes = zip(size, dictionary.stride, dictionary.kernel_size, strict=True)
+    for axis, (n, q, k) in enumerate(axes, start=1):
+        first = (k - 1) // 2
+        kept = matrix.narrow(axis, first, min(n * q, matrix.shape[axis] - first))
+        rest = list(kept.shape)
+        rest[axis] = n * q - kept.shape[axis]
+        matrix = torch.cat([kept, kept.new_zeros(rest)], axis)
+    return matrix.flatten(0, -2)
+
+
+def each_operator(*, kind: type[dsc.Dictionary] | None = None, same: bool = True) -> pytest.MarkDecorator:
+    """Return the decorator that runs a test with `operator` being every one (of a kind) in the registry.
+
+    Args:
+        kind: Only dictionaries of this class.
+        same: With those of boundary "same".
+    """
+    entries = OPERATORS + (SAME_OPERATORS if same else ())
+    chosen = [entry for entry in entries if kind is None or isinstance(entry.build(), kind)]
     return pytest.mark.parametrize("operator", chosen, ids=[entry.name for entry in chosen])

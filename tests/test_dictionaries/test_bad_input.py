@@ -14,7 +14,6 @@ from deep_sparse_coding.errors import (
     DtypeError,
     ParameterError,
     ShapeError,
-    UnsupportedError,
 )
 from strategies import duplicate_matrix, normal, rng
 
@@ -246,10 +245,10 @@ def test_strides(stride: object, message: str) -> None:
 
 
 def test_boundaries() -> None:
-    with pytest.raises(ParameterError, match="boundary is 'reflect'; expected 'valid' or 'circular'"):
+    with pytest.raises(ParameterError, match="boundary is 'reflect'; expected 'valid', 'same' or 'circular'"):
         dsc.ConvDictionary(CONV.kernels, boundary="reflect")
-    with pytest.raises(UnsupportedError, match="boundary 'same' is not offered yet; use 'valid' and pad"):
-        dsc.ConvDictionary(CONV.kernels, boundary="same")
+    with pytest.raises(ParameterError, match="boundary is 'none'; expected 'valid', 'same' or 'circular'"):
+        CONV.with_boundary("none")
 
 
 def test_sizes() -> None:

@@ -34,7 +34,7 @@ def _large_enough(dictionary: dsc.Dictionary) -> tuple[int, ...]:
     return tuple(n + 2 * lag for n, lag in zip(alias_free_size(dictionary), dictionary.lags, strict=True))
 
 
-@each_operator()
+@each_operator(same=False)
 def test_babel_and_coherence_are_those_of_the_explicit_matrix(operator: Operator) -> None:
     dictionary = operator.build()
     matrix = explicit_matrix(dictionary, _large_enough(dictionary))

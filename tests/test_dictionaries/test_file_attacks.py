@@ -224,7 +224,7 @@ def test_strides_that_are_nonsense(tmp_path: Path, stride: Any) -> None:
         dsc.load(path)
 
 
-@pytest.mark.parametrize("boundary", ["same", "Valid", "", None, 1, ["valid"]])
+@pytest.mark.parametrize("boundary", ["Same", "Valid", "", None, 1, ["valid"]])
 def test_boundaries_that_do_not_exist(tmp_path: Path, boundary: Any) -> None:
     layer = {"kind": "conv", "stride": [1, 1], "boundary": boundary}
     _refused(_write(tmp_path / "d", {**GOOD, "layers": [layer]}, KERNELS), "boundary")

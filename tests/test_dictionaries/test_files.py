@@ -20,7 +20,7 @@ def _same(first: dsc.Dictionary, second: dsc.Dictionary) -> bool:
     return type(first) is type(second) and repr(first) == repr(second) and torch.equal(first.weight, second.weight)
 
 
-@each_operator()
+@each_operator(same=True)
 def test_dictionaries_come_back_bit_for_bit(operator: Operator, tmp_path: Path) -> None:
     dictionary = operator.build()
     for single in (dictionary, dictionary.cast(torch.float32)):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 
 import deep_sparse_coding as dsc
-from operators import Operator, each_operator
-from references import explicit_matrix, normalized_gram
+from operators import Operator, each_operator, explicit_matrix
+from references import normalized_gram
 from strategies import SEEDS, alias_free_size, draw_codes, draw_conv, draw_dictionary, draw_signal, normal, rng
 
 
@@ -24,7 +24,7 @@ def _pair(
     return dictionary, codes, signal
 
 
-@each_operator()
+@each_operator(same=True)
 def test_synthesize_and_analyze_are_the_explicit_matrix(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator, (2, 3))
     matrix = explicit_matrix(dictionary, operator.size)
@@ -48,7 +48,7 @@ def test_adjoint_to_rounding(seed: int) -> None:
     assert bool(((left - right).abs() <= 1e-13 * scale).all())
 
 
-@each_operator()
+@each_operator(same=True)
 def test_shapes_invert_each_other(operator: Operator) -> None:
     dictionary = operator.build()
     shape = dictionary.signal_shape(operator.size)
@@ -57,11 +57,11 @@ def test_shapes_invert_each_other(operator: Operator) -> None:
     assert len(shape) == dictionary.event_axes
 
 
-@each_operator()
+@each_operator(same=True)
 def test_column_norms_without_and_with_a_mask(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator, (2,))
     matrix = explicit_matrix(dictionary, operator.size)
-    squares = dictionary.squared_norms().expand_as(codes[0])
+    squares = dictionary.squared_norms(size=operator.size).expand_as(codes[0])
     torch.testing.assert_close(squares.flatten(), matrix.square().sum(0))
     torch.testing.assert_close(dictionary.column_norms(), dictionary.squared_norms().flatten().sqrt())
     mask = (torch.rand(signal.shape, generator=rng(1), dtype=torch.float64) < 0.6).double() * 1.5
@@ -69,16 +69,20 @@ def test_column_norms_without_and_with_a_mask(operator: Operator) -> None:
     torch.testing.assert_close(dictionary.squared_norms(mask).flatten(1), expected)
 
 
-@each_operator(kind=dsc.ConvDictionary)
+@each_operator(kind=dsc.ConvDictionary, same=True)
 def test_one_mask_for_all_channels(operator: Operator) -> None:
     dictionary, _, signal = _pair(operator, (2,))
     mask = (torch.rand(2, 1, *signal.shape[2:], generator=rng(2), dtype=torch.float64) < 0.5).double()
     torch.testing.assert_close(dictionary.squared_norms(mask), dictionary.squared_norms(mask.expand_as(signal)))
 
 
-@each_operator()
+@each_operator(same=True)
 def test_gram_rows_hold_the_entries_of_the_explicit_gram_matrix(operator: Operator) -> None:
     dictionary = operator.build()
+    if dictionary.boundary == "same":
+        with pytest.raises(dsc.UnsupportedError, match="'same' cuts atoms at the border"):
+            dictionary.gram_rows()
+        return
     if isinstance(dictionary, dsc.ConvDictionary):
         assert not dictionary.aliases(operator.size)
     matrix = explicit_matrix(dictionary, operator.size)
@@ -148,7 +152,7 @@ def test_a_small_ring_can_be_more_coherent_than_the_babel_function_says() -> Non
 # ---------------------------------------------------------------------- layouts, batches, gradients
 
 
-@each_operator()
+@each_operator(same=True)
 def test_empty_batch(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator, (0,))
     assert dictionary.synthesize(codes).shape == signal.shape
@@ -156,7 +160,7 @@ def test_empty_batch(operator: Operator) -> None:
     assert dictionary.analyze(signal[None].expand(3, *signal.shape)).shape == (3, *codes.shape)
 
 
-@each_operator()
+@each_operator(same=True)
 def test_non_contiguous_expanded_and_unbatched_inputs(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator, (2, 3))
     made, seen = dictionary.synthesize(codes), dictionary.analyze(signal)
@@ -180,14 +184,14 @@ def test_channels_last_inputs() -> None:
     torch.testing.assert_close(dictionary.synthesize(last), dictionary.synthesize(seen))
 
 
-@each_operator()
+@each_operator(same=True)
 def test_gradients_flow_through_both(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator, (2,))
     assert torch.autograd.gradcheck(dictionary.synthesize, codes.requires_grad_(), fast_mode=True)
     assert torch.autograd.gradcheck(dictionary.analyze, signal.requires_grad_(), fast_mode=True)
 
 
-@each_operator()
+@each_operator(same=True)
 def test_atoms_are_frozen_until_asked_and_then_differentiable(operator: Operator) -> None:
     dictionary, codes, _ = _pair(operator)
     assert not dictionary.weight.requires_grad
@@ -199,7 +203,7 @@ def test_atoms_are_frozen_until_asked_and_then_differentiable(operator: Operator
     assert not dictionary.cast(torch.float64).weight.requires_grad
 
 
-@each_operator()
+@each_operator(same=True)
 def test_float32_agrees_with_float64(operator: Operator) -> None:
     dictionary, codes, signal = _pair(operator)
     single = dictionary.cast(torch.float32)
@@ -212,12 +216,14 @@ def test_float32_agrees_with_float64(operator: Operator) -> None:
     )
 
 
-@each_operator()
+@each_operator(same=True)
 def test_numbers_of_terms_are_what_an_entry_adds_up(operator: Operator) -> None:
     dictionary = operator.build()
     ones = dictionary.with_weight(torch.ones_like(dictionary.weight))
     matrix = explicit_matrix(ones, operator.size)
-    assert int(matrix.sum(0).max()) == dictionary.analysis_terms
+    assert int(matrix.sum(0).max()) <= dictionary.analysis_terms
+    if "kernel-larger-than-signal" not in operator.name:
+        assert int(matrix.sum(0).max()) == dictionary.analysis_terms
     assert int(matrix.sum(1).max()) <= dictionary.synthesis_terms
     if all(n >= 5 for n in operator.size):
         assert int(matrix.sum(1).max()) == dictionary.synthesis_terms

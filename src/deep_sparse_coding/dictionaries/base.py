@@ -85,8 +85,14 @@ class Dictionary(nn.Module, ABC):
         """Return `codes` if they fit this dictionary, else raise a `DSCError` that says what does."""
 
     @abstractmethod
-    def squared_norms(self, mask: Tensor | None = None) -> Tensor:
-        """Return ``‖M d_i‖²`` for a mask M on signals (all ones if None), in a shape that broadcasts against codes."""
+    def squared_norms(self, mask: Tensor | None = None, size: tuple[int, ...] | None = None) -> Tensor:
+        """Return ``‖M d_i‖²`` for a mask M on signals (all ones if None), in a shape that broadcasts against codes.
+
+        Args:
+            mask: M, a signal.
+            size: Spatial size of the code, for norms position by position where the border cuts atoms off (boundary
+                "same"); without it, and without a mask, norms of whole atoms, which bound them.
+        """
 
     @abstractmethod
     def gram_rows(self, rows: slice = slice(None), analysis: Tensor | None = None) -> Tensor:
@@ -95,6 +101,9 @@ class Dictionary(nn.Module, ABC):
         Args:
             rows: Which atoms' rows.
             analysis: The weights W in the shape of `weight`; D itself if None.
+
+        Raises:
+            UnsupportedError: The border cuts atoms off (boundary "same"), so that lags do not say it all.
         """
 
     @abstractmethod
@@ -122,11 +131,14 @@ class Dictionary(nn.Module, ABC):
         return self.weight.device
 
     def column_norms(self) -> Tensor:
-        """Return the ℓ2 norm of every atom, float64, shape ``(atoms,)``."""
+        """Return the ℓ2 norm of every atom, uncut by a border, float64, shape ``(atoms,)``."""
         return self.cast(torch.float64).squared_norms().sqrt().reshape(self.atoms)
 
     def mutual_coherence(self) -> float:
         """Return ``μ = max_{i≠l} |⟨d_i, d_l⟩| / (‖d_i‖‖d_l‖)``; shifts of an atom count as other atoms.
+
+        Raises:
+            UnsupportedError: Boundary "same": atoms that the border cuts off may be far more alike.
 
         Source: Donoho & Elad 2003; for convolutions all lags that are multiples of the stride.
         """
@@ -141,6 +153,7 @@ class Dictionary(nn.Module, ABC):
         Raises:
             DictionaryError: The atoms were changed so that one is zero or not finite.
             ParameterError: `s` is negative or no whole number.
+            UnsupportedError: Boundary "same", as in `mutual_coherence`.
 
         Source: Tropp 2004.
         """

@@ -91,6 +91,8 @@ class Cascade(nn.Module):
         Args:
             layer: j, counted from 1; the deepest if None.
 
+        At the border, boundary "same" may cut such an atom off, or a part of it that a layer between them made.
+
         Returns:
             ``(atoms, d)`` for dense layers, ``(atoms, channels, K, ...)`` for convolutional ones, where K grows from
             layer to layer, ``K_j = (k_j - 1)·stride + K_{j-1}`` in the signal's entries. Norms are as they come.
@@ -107,8 +109,9 @@ class Cascade(nn.Module):
             top = self.layers[depth - 1]
             atoms = top.matrix.T if isinstance(top, DenseDictionary) else top.weight
             for below in reversed(self.layers[: depth - 1]):
-                # One atom alone never wraps, whatever the boundary of the grid that it will stand on.
-                atoms = (below if isinstance(below, DenseDictionary) else _unwrapped(below)).synthesize(atoms)
+                # One atom alone neither wraps nor is cut, whatever the boundary of the grid that it will stand on.
+                whole = below.with_boundary("valid") if isinstance(below, ConvDictionary) else below
+                atoms = whole.synthesize(atoms)
         return atoms.clone()
 
     def cast(self, dtype: torch.dtype) -> Cascade:
@@ -149,20 +152,14 @@ def as_cascade(model: Dictionary | Cascade) -> Cascade:
     raise DictionaryError(f"model is a {type(model).__name__}; expected a dictionary or a Cascade")
 
 
-def _unwrapped(layer: Dictionary) -> ConvDictionary:
-    conv = cast(ConvDictionary, layer)
-    unwrapped = conv.with_weight(conv.kernels.detach())
-    unwrapped.boundary = "valid"
-    return unwrapped
-
-
 def _numbers(layer: Dictionary) -> tuple[str, str]:
     """Return coherence and norm as printed; a layer whose atoms went bad can still be looked at."""
     try:
-        coherence, norm = layer.mutual_coherence(), layer.operator_norm()
+        coherence = "–" if layer.boundary == "same" else f"{layer.mutual_coherence():.3f}"
+        norm = layer.operator_norm()
     except DictionaryError:
         return "none", "none"
-    return f"{coherence:.3f}", f"{'=' if norm.exact else '≤'} {norm:.3f}"
+    return coherence, f"{'=' if norm.exact else '≤'} {norm:.3f}"
 
 
 def _require_fit(j: int, lower: Dictionary, upper: Dictionary) -> None:

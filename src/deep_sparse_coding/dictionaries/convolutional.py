@@ -10,30 +10,35 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..checks import per_axis, require_float_tensor, require_integer, require_same_kind, require_trailing
-from ..errors import ParameterError, ShapeError, UnsupportedError
+from ..checks import per_axis, require_float_tensor, require_same_kind, require_trailing
+from ..errors import ShapeError
 from . import random as families
 from .base import Dictionary
+from .boundaries import AXIS_NAMES, Grid, cut_atoms_have_no_lags, grid_of, known_boundary
 from .dense import prepare_atoms
 from .norms import OperatorNorm, convolution_norm
 
 _CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _FOLD_CHANNELS = 2
-_AXIS_NAMES = {1: ("L",), 2: ("H", "W"), 3: ("T", "H", "W")}
 
 
 class ConvDictionary(Dictionary):
     """Kernels ``(atoms, channels, k, ...)`` on every position of a code grid, ``stride`` apart in the signal.
 
-    ``synthesize`` is a transposed convolution, ``analyze`` an ordinary one; no matrix is ever built. With
-    ``boundary="valid"`` a code grid of h positions makes a signal of ``(h - 1)·stride + k`` entries per axis, so that
-    every atom lies wholly inside; with ``"circular"`` the signal has ``h·stride`` entries and atoms wrap around.
+    ``synthesize`` is a transposed convolution, ``analyze`` an ordinary one; no matrix is ever built. Along an axis a
+    code grid of h positions makes a signal of
+
+    - ``(h - 1)·stride + k`` entries with ``boundary="valid"``: every atom lies wholly inside;
+    - ``h·stride`` entries with ``"same"``: the atom of position p has its entry ``⌊(k - 1)/2⌋`` (of an even number the
+      left one of the middle two) on entry ``p·stride``, and what sticks out is cut off. It is the "valid" operator
+      without the rows that `padding` counts, so atoms at the border are shorter than their kernels;
+    - ``h·stride`` entries with ``"circular"``: atoms wrap around.
 
     Args:
         kernels: ``(atoms, channels, k)``, ``(atoms, channels, k, k)`` or with three spatial axes.
         stride: One number, or one per axis.
-        boundary: "valid" or "circular".
+        boundary: "valid", "same" or "circular".
         normalize: Scale the kernels to unit norm.
 
     Raises:
@@ -61,7 +66,7 @@ class ConvDictionary(Dictionary):
                 "(atoms, channels, k, k, k), none of them 0"
             )
         self.stride = per_axis("stride", stride, kernels.ndim - 2)
-        self.boundary = _known_boundary(boundary)
+        self.boundary = known_boundary(boundary)
         kernels = prepare_atoms("kernels", kernels, 0, normalize)
         self.kernels = nn.Parameter(kernels.detach().contiguous().clone(), requires_grad=False)
 
@@ -86,7 +91,7 @@ class ConvDictionary(Dictionary):
             channels: Channels of the signal.
             size: Kernel size: one number for square kernels on images, or a tuple with one number per axis.
             stride: One number, or one per axis.
-            boundary: "valid" or "circular".
+            boundary: "valid", "same" or "circular".
             nonzeros: Non-zero entries of each kernel; None for dense ones.
             seed: Seed of the generator.
             dtype: float32 (default) or float64.
@@ -95,9 +100,8 @@ class ConvDictionary(Dictionary):
         Raises:
             DtypeError: Another number type.
             ParameterError: A size, stride or number out of range, or more non-zeros than a kernel has entries.
-            UnsupportedError: boundary="same".
         """
-        shape = _kernel_shape(atoms, channels, size)
+        shape = families.kernel_shape(atoms, channels, size)
         if nonzeros is None:
             kernels = families.gaussian_atoms(shape, tuple(range(1, len(shape))), seed)
         else:
@@ -124,8 +128,8 @@ class ConvDictionary(Dictionary):
         by choosing among random candidates the one least like the kernels before it. Arguments and errors as in
         `random`.
         """
-        strides = per_axis("stride", stride, len(_kernel_size(size)))
-        shape = _kernel_shape(atoms, channels, size)
+        strides = per_axis("stride", stride, len(families.kernel_size(size)))
+        shape = families.kernel_shape(atoms, channels, size)
         if nonzeros is None:
             kernels = families.low_coherence_kernels(shape, strides, seed)
         else:
@@ -179,6 +183,17 @@ class ConvDictionary(Dictionary):
         """The number of entries of a kernel."""
         return self.kernels[0].numel()
 
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """``(before, after)`` per axis: the entries of the "valid" signal of the same codes that this one lacks.
+
+        ``D_same = R D_valid`` where R drops so many rows at either end: the "same" problem is the "valid" one on the
+        padded signal under a mask that is 0 on the padding. ``before = ⌊(k-1)/2⌋, after = k - stride - before``; a
+        negative number counts entries that lie beyond the last atom, under none. All 0 for "valid" and "circular",
+        which cut nothing.
+        """
+        return tuple(axis.padding for axis in self._grid.axes)
+
     def signal_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Return ``(channels, H, W)`` for a code grid of the spatial `size`.
 
@@ -186,18 +201,7 @@ class ConvDictionary(Dictionary):
             ShapeError: A circular signal of that size would be smaller than a kernel.
         """
         size = per_axis("size", size, self.axes)
-        axes = zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True)
-        if self.boundary == "valid":
-            return (self.channels, *((n - 1) * q + k for _, n, q, k in axes))
-        grown = []
-        for name, n, q, k in axes:
-            if n * q < k:
-                raise ShapeError(
-                    f"{n} positions of stride {q} make a circular signal with {name} = {n * q}, smaller than the "
-                    f"kernel, {k}: an atom would wrap onto itself; expected at least {-(-k // q)} positions"
-                )
-            grown.append(n * q)
-        return (self.channels, *grown)
+        return (self.channels, *(axis.entries(n) for axis, n in zip(self._grid.axes, size, strict=True)))
 
     def aliases(self, size: tuple[int, ...]) -> bool:
         """Return whether lags of the Gram matrix add up on a circular code grid of the spatial `size`.
@@ -212,15 +216,10 @@ class ConvDictionary(Dictionary):
         """Return ``(atoms, h, w)`` of the largest code grid whose signal fits into the spatial `size`.
 
         Raises:
-            ShapeError: The size is smaller than a kernel.
+            ShapeError: The size is smaller than a kernel (boundary "same": than the stride).
         """
         size = per_axis("size", size, self.axes)
-        for name, n, k in zip(_AXIS_NAMES[self.axes], size, self.kernel_size, strict=True):
-            if n < k:
-                raise ShapeError(f"{name} = {n} is smaller than the kernel, {k}; expected at least {k}: pad the signal")
-        if self.boundary == "circular":
-            return (self.atoms, *(n // q for n, q in zip(size, self.stride, strict=True)))
-        return (self.atoms, *((n - k) // q + 1 for n, q, k in zip(size, self.stride, self.kernel_size, strict=True)))
+        return (self.atoms, *(axis.positions(n) for axis, n in zip(self._grid.axes, size, strict=True)))
 
     def exact_code_shape(self, size: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Return `code_shape` of a signal that a code grid makes exactly.
@@ -229,32 +228,24 @@ class ConvDictionary(Dictionary):
             ShapeError: No code grid makes the size; the message names sizes that fit.
         """
         shape = self.code_shape(size)
-        size = per_axis("size", size, self.axes)
-        for name, n, q, k in zip(_AXIS_NAMES[self.axes], size, self.stride, self.kernel_size, strict=True):
-            origin = 0 if self.boundary == "circular" else k
-            if (n - origin) % q:
-                below = n - (n - origin) % q
-                crop = f"crop to {below} or " if below >= k else ""
-                raise ShapeError(
-                    f"{name} = {n} is made by no code grid of stride {q} and kernel {k} (boundary '{self.boundary}'); "
-                    f"expected {origin} plus a multiple of {q}: {crop}pad to {below + q}"
-                )
+        for axis, n in zip(self._grid.axes, per_axis("size", size, self.axes), strict=True):
+            axis.require_exact(n)
         return shape
 
     def check_signal(self, signal: object) -> Tensor:
         """Return `signal` if it is ``(*batch, channels, H, W)`` of a size that a code grid makes, else raise."""
         tensor = require_float_tensor("signal", signal)
+        names = ", ".join(AXIS_NAMES[self.axes])
         require_trailing(
             "signal",
             tensor,
             (self.channels, *(None,) * self.axes),
-            f"the kernels have {self.channels} channel(s) and are laid over {', '.join(_AXIS_NAMES[self.axes])}",
+            f"the kernels have {self.channels} channel(s) and are laid over {names}",
         )
         require_same_kind("signal", tensor, "the dictionary", self.kernels)
-        shape, ring = self.kernels.shape[2:], self.boundary == "circular"
-        grids = zip(tensor.shape[-len(shape) :], self.stride, shape, strict=True)
-        if any(n < k or (n - (0 if ring else k)) % q for n, q, k in grids):
-            self.exact_code_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
+        size = tensor.shape[-self.axes :]
+        if not all(axis.fits(n) for axis, n in zip(self._grid.axes, size, strict=True)):
+            self.exact_code_shape(tuple(size))  # says what is wrong
         return tensor
 
     def check_codes(self, codes: object) -> Tensor:
@@ -262,11 +253,14 @@ class ConvDictionary(Dictionary):
         tensor = require_float_tensor("codes", codes)
         require_trailing("codes", tensor, (self.atoms, *(None,) * self.axes), f"{self.atoms} is the number of kernels")
         require_same_kind("codes", tensor, "the dictionary", self.kernels)
-        shape, ring = self.kernels.shape[2:], self.boundary == "circular"
-        grids = zip(tensor.shape[-len(shape) :], self.stride, shape, strict=True)
-        if any(n * q < (k if ring else 1) for n, q, k in grids):
-            self.signal_shape(tuple(tensor.shape[-self.axes :]))  # says what is wrong
+        size = tensor.shape[-self.axes :]
+        if not all(axis.holds(n) for axis, n in zip(self._grid.axes, size, strict=True)):
+            self.signal_shape(tuple(size))  # says what is wrong
         return tensor
+
+    @property
+    def _grid(self) -> Grid:
+        return grid_of(self.kernels.shape[2:], self.stride, self.boundary)
 
     # ------------------------------------------------------------------ the operator
 
@@ -274,18 +268,27 @@ class ConvDictionary(Dictionary):
         """Return ``D x``, ``(*batch, channels, H, W)``, for codes ``(*batch, atoms, h, w)``."""
         flat, batch = self._flatten(self.check_codes(codes))
         signal = self._spread(flat)
-        if self.boundary == "circular":
-            for axis, (n, q) in enumerate(zip(codes.shape[-self.axes :], self.stride, strict=True), start=2):
-                signal = _wrap(signal, axis, n * q)
+        if self.boundary != "valid":
+            for at, (axis, n) in enumerate(zip(self._grid.axes, flat.shape[2:], strict=True), start=2):
+                if axis.boundary == "circular":
+                    signal = _wrap(signal, at, n * axis.stride)
+                elif axis.spare:
+                    signal = signal.narrow(at, 0, n)
         return signal.reshape(*batch, *signal.shape[1:])
 
     def analyze(self, signal: Tensor) -> Tensor:
         """Return ``Dᵀ r``, ``(*batch, atoms, h, w)``, for signals ``(*batch, channels, H, W)``."""
         return self._correlate(self.check_signal(signal), self.kernels)
 
-    def squared_norms(self, mask: Tensor | None = None) -> Tensor:
-        """Return ``‖M d_i‖²``, shape ``(atoms, 1, 1)``, or ``(*batch, atoms, h, w)`` under a mask."""
+    def squared_norms(self, mask: Tensor | None = None, size: tuple[int, ...] | None = None) -> Tensor:
+        """Return ``‖M d_i‖²``, shape ``(atoms, 1, 1)``, or ``(*batch, atoms, h, w)`` under a mask.
+
+        With boundary "same" the norm depends on the position, and comes as ``(atoms, h, w)`` for a code grid of the
+        spatial `size`; without `size` it is that of the whole kernel, which no position exceeds.
+        """
         squares = self.kernels.square()
+        if mask is None and size is not None and self.boundary == "same":
+            mask = squares.new_ones(self.signal_shape(size))
         if mask is None:
             return squares.flatten(1).sum(1).reshape(-1, *(1,) * self.axes)
         return self._correlate(
@@ -297,7 +300,12 @@ class ConvDictionary(Dictionary):
 
         They are the entries of ``WᵀD`` for every grid that is large enough for nothing to wrap twice: any size with
         boundary "valid"; with "circular" at least ``2L + 1`` positions per axis (see `aliases`).
+
+        Raises:
+            UnsupportedError: Boundary "same", whose atoms at the border correlate otherwise.
         """
+        if self.boundary == "same":
+            raise cut_atoms_have_no_lags(self.boundary)
         kernels = self.kernels.detach().double()
         weights = (kernels if analysis is None else analysis.detach().double())[rows]
         padding: list[int] = []
@@ -313,8 +321,21 @@ class ConvDictionary(Dictionary):
         other.kernels = nn.Parameter(weight, requires_grad=False)
         return other
 
+    def with_boundary(self, boundary: str) -> Self:
+        """Return a dictionary with the same kernels (shared, not copied), the same stride and another boundary.
+
+        Raises:
+            ParameterError: No such boundary.
+        """
+        other = self.with_weight(self.kernels.detach())
+        other.boundary = known_boundary(boundary)
+        return other
+
     def operator_norm(self, size: tuple[int, ...] | None = None) -> OperatorNorm:
-        """Return ``‖D‖``: exact for a circular boundary at a given code `size`, else a bound for every size."""
+        """Return ``‖D‖``: exact for a circular boundary at a given code `size`, else a bound for every size.
+
+        One bound does for "valid" and "same": ``‖D_same x‖ = ‖R D_valid x‖ ≤ ‖D_valid x‖``, as R only drops rows.
+        """
         if size is not None:
             self.signal_shape(size)
             size = per_axis("size", size, self.axes)
@@ -329,22 +350,30 @@ class ConvDictionary(Dictionary):
 
     def _correlate(self, signal: Tensor, kernels: Tensor) -> Tensor:
         flat, batch = self._flatten(signal)
+        grid = self._grid
         if self.boundary == "circular":
-            for axis, (q, k) in enumerate(zip(self.stride, self.kernel_size, strict=True), start=2):
-                n = flat.shape[axis]
-                reach = torch.arange(n // q * q - q + k, device=flat.device) % n
-                flat = flat.index_select(axis, reach)
-        codes = _CORRELATE[self.axes](flat, kernels, stride=self.stride)
+            for at, axis in enumerate(grid.axes, start=2):
+                n, q = flat.shape[at], axis.stride
+                reach = torch.arange(n // q * q - q + axis.kernel, device=flat.device) % n
+                flat = flat.index_select(at, reach)
+        if any(grid.spare):
+            flat = F.pad(flat, [n for spare in reversed(grid.spare) for n in (0, spare)])
+        codes = _CORRELATE[self.axes](flat, kernels, stride=self.stride, padding=grid.before)
         return codes.reshape(*batch, *codes.shape[1:])
 
     def _spread(self, flat: Tensor) -> Tensor:
+        """Return the transposed convolution: of a circular boundary unwrapped, of "same" with its spare entry."""
+        grid = self._grid
         if self.axes == 2 and self.channels <= _FOLD_CHANNELS and flat.device.type == "cpu" and flat.numel():
             # One matrix product and one fold: on a CPU twice as fast as a transposed convolution to few channels.
             columns = self.kernels.flatten(1).T @ flat.flatten(2)
-            axes = zip(flat.shape[2:], self.stride, self.kernel_size, strict=True)
-            grown = tuple((n - 1) * q + k for n, q, k in axes)
-            return F.fold(columns, grown, self.kernel_size, stride=self.stride)
-        return _SPREAD[self.axes](flat, self.kernels, stride=self.stride)
+            grown = tuple(
+                (n - 1) * axis.stride + axis.kernel - 2 * low + high
+                for n, axis, low, high in zip(flat.shape[2:], grid.axes, grid.before, grid.beyond, strict=True)
+            )
+            return F.fold(columns, grown, self.kernel_size, padding=grid.before, stride=self.stride)
+        spread = _SPREAD[self.axes]
+        return spread(flat, self.kernels, stride=self.stride, padding=grid.before, output_padding=grid.beyond)
 
     def _flatten(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         batch = tuple(tensor.shape[: tensor.ndim - self.event_axes])
@@ -357,28 +386,3 @@ def _wrap(signal: Tensor, axis: int, length: int) -> Tensor:
     if excess:
         signal = F.pad(signal, [0, 0] * (signal.ndim - 1 - axis) + [0, excess])
     return signal.unflatten(axis, (-1, length)).sum(axis)
-
-
-def _kernel_size(size: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sizes) not in (1, 2, 3):
-        raise ParameterError(f"size has {len(sizes)} entries, {sizes}; expected one, two or three spatial axes")
-    return tuple(require_integer("size", k, minimum=1) for k in sizes)
-
-
-def _kernel_shape(atoms: int, channels: int, size: int | Sequence[int]) -> tuple[int, ...]:
-    return (
-        require_integer("atoms", atoms, minimum=1),
-        require_integer("channels", channels, minimum=1),
-        *_kernel_size(size),
-    )
-
-
-def _known_boundary(boundary: str) -> str:
-    if boundary == "same":
-        raise UnsupportedError(
-            "boundary 'same' is not offered yet; use 'valid' and pad the signal by k - 1, or 'circular'"
-        )
-    if boundary not in ("valid", "circular"):
-        raise ParameterError(f"boundary is {boundary!r}; expected 'valid' or 'circular'")
-    return boundary

@@ -246,7 +246,7 @@ class DenseDictionary(Dictionary):
         require_same_kind("codes", tensor, "the dictionary", self.matrix)
         return tensor
 
-    def squared_norms(self, mask: Tensor | None = None) -> Tensor:
+    def squared_norms(self, mask: Tensor | None = None, size: tuple[int, ...] | None = None) -> Tensor:
         """Return ``‖M d_i‖²``, shape ``(atoms,)``, or ``(*batch, atoms)`` for a mask per sample."""
         squares = self.matrix.square()
         return squares.sum(0) if mask is None else mask.square() @ squares

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import DictionaryError
 from .base import Dictionary
+from .convolutional import ConvDictionary
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def match(dictionary: Dictionary, other: Dictionary) -> Match:
         raise DictionaryError(f"cannot match {dictionary!r} with {other!r}; expected the same kind and shape")
     from scipy.optimize import linear_sum_assignment
 
-    first, second = dictionary.cast(torch.float64), other.cast(torch.float64)
+    first, second = _whole(dictionary).cast(torch.float64), _whole(other).cast(torch.float64)
     cosines = second.gram_rows(analysis=first.weight) / (
         first.column_norms()[:, None, None] * second.column_norms()[None, :, None]
     )
@@ -68,3 +69,8 @@ def match(dictionary: Dictionary, other: Dictionary) -> Match:
     permutation = torch.as_tensor(columns, device=signed.device)
     chosen = signed.gather(1, permutation[:, None])[:, 0]
     return Match(permutation, torch.where(chosen < 0, -1.0, 1.0).to(chosen.dtype), chosen.abs())
+
+
+def _whole(dictionary: Dictionary) -> Dictionary:
+    """Return the dictionary with atoms that no border cuts off."""
+    return dictionary.with_boundary("valid") if isinstance(dictionary, ConvDictionary) else dictionary

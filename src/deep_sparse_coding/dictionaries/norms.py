@@ -63,7 +63,8 @@ def convolution_norm(
     at the maximizer, with its eigenvector v, ``p(ω) = v*S(ω)*S(ω)v`` is along each axis a trigonometric polynomial of
     degree L with values in ``[0, M]``, so ``p - M/2`` has sup norm M/2 and falls from its maximum no faster than
     ``(M/2)·cos(Lt)`` (M. Riesz; Ehlich & Zeller 1964). The nearest point is at ``t ≤ π/N``, hence
-    ``M ≤ max over the grid / cos²(πL/2N)`` per axis. So one number holds for every size.
+    ``M ≤ max over the grid / cos²(πL/2N)`` per axis. So one number holds for every size, and for every operator that
+    is a restriction of such a one (boundary "same").
 
     Args:
         kernels: ``(atoms, channels, k, ...)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,6 +19,31 @@ def generator(seed: int) -> torch.Generator:
     if seed >= 1 << 64:
         raise ParameterError(f"seed is {seed}; expected a number below 2⁶⁴")
     return torch.Generator().manual_seed(seed)
+
+
+def kernel_size(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return a kernel's size per axis: one number stands for a square kernel on images.
+
+    Raises:
+        ParameterError: Not one to three axes, or a size below 1.
+    """
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sizes) not in (1, 2, 3):
+        raise ParameterError(f"size has {len(sizes)} entries, {sizes}; expected one, two or three spatial axes")
+    return tuple(require_integer("size", k, minimum=1) for k in sizes)
+
+
+def kernel_shape(atoms: int, channels: int, size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return ``(atoms, channels, k, ...)``, checked.
+
+    Raises:
+        ParameterError: A number below 1.
+    """
+    return (
+        require_integer("atoms", atoms, minimum=1),
+        require_integer("channels", channels, minimum=1),
+        *kernel_size(size),
+    )
 
 
 def to_kind(atoms: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:

@@ -37,7 +37,8 @@ def stripe_sparsity(dictionary: Dictionary, codes: Tensor) -> Tensor:
     if not isinstance(dictionary, ConvDictionary):
         return (codes != 0).sum(-1)
     window = tuple(2 * lag + 1 for lag in dictionary.lags)
-    return _largest_window(codes, dictionary, window, (1,) * dictionary.axes, dictionary.lags)
+    reach = tuple((lag, lag) for lag in dictionary.lags)
+    return _largest_window(codes, dictionary, window, (1,) * dictionary.axes, reach)
 
 
 def place_sparsity(dictionary: Dictionary, codes_below: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def place_sparsity(dictionary: Dictionary, codes_below: Tensor) -> Tensor:
     codes_below = _require_layer(dictionary).check_signal(codes_below)
     if not isinstance(dictionary, ConvDictionary):
         return (codes_below != 0).sum(-1)
-    return _largest_window(codes_below, dictionary, dictionary.kernel_size, dictionary.stride, (0,) * dictionary.axes)
+    return _largest_window(codes_below, dictionary, dictionary.kernel_size, dictionary.stride, dictionary.padding)
 
 
 def covering_bound(below: Dictionary, dictionary: Dictionary, stripes: int) -> int:
@@ -97,13 +98,16 @@ def _largest_window(
     dictionary: ConvDictionary,
     window: tuple[int, ...],
     stride: tuple[int, ...],
-    reach: tuple[int, ...],
+    reach: tuple[tuple[int, int], ...],
 ) -> Tensor:
-    """Return the largest count of non-zeros, over all channels, in windows that reach over the border by `reach`."""
+    """Return the largest count of non-zeros, over all channels, in windows that reach over the border by `reach`.
+
+    Before and after, per axis; where the second is negative the last entries lie in no window.
+    """
     axes = dictionary.axes
     batch = codes.shape[: codes.ndim - axes - 1]
     counts = (codes != 0).sum(-axes - 1, dtype=torch.float64).reshape(math.prod(batch), 1, *codes.shape[-axes:])
-    for axis, (n, w, low) in enumerate(zip(counts.shape[2:], window, reach, strict=True), start=2):
+    for axis, (n, w, (low, high)) in enumerate(zip(counts.shape[2:], window, reach, strict=True), start=2):
         if dictionary.boundary == "circular":
             # A window that is longer than the ring holds every position once.
             span = torch.arange(-low, n - low + w - 1, device=codes.device) % n
@@ -112,7 +116,7 @@ def _largest_window(
                 if w <= n
                 else counts.sum(axis, keepdim=True).repeat_interleave(w, axis) / w
             )
-        elif low:
-            counts = F.pad(counts, [0, 0] * (counts.ndim - 1 - axis) + [low, low])
+        elif low or high:
+            counts = F.pad(counts, [0, 0] * (counts.ndim - 1 - axis) + [low, high])
     sums = _POOL[axes](counts, window, stride) * math.prod(window)
     return sums.flatten(1).amax(1).round().long().reshape(batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deep_sparse_coding.checks import SUPPORTED_DTYPES, per_axis, per_layer, require_integer, require_number
 from deep_sparse_coding.checks import require_float_tensor as require_float
-from deep_sparse_coding.errors import DtypeError, ParameterError, ShapeError
+from deep_sparse_coding.errors import DtypeError, ParameterError, ShapeError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,13 @@ def check_layers(
     Raises:
         ParameterError: Out of range, or of another number than the layers.
         ShapeError: Images too small for the kernels.
+        UnsupportedError: boundary="same".
     """
+    if boundary == "same":
+        raise UnsupportedError(
+            "learning with boundary 'same' is not offered: the statistics of an atom would differ from position to "
+            "position; learn with 'valid' or 'circular', then use .with_boundary('same')"
+        )
     counts = tuple(atoms) if isinstance(atoms, Sequence) and not isinstance(atoms, str) else (atoms,)
     if not counts:
         raise ParameterError("atoms is empty; expected a number of atoms per layer, such as atoms=(64, 128)")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..dictionaries import ConvDictionary, Dictionary
+from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,16 @@ class LayerLayout:
 
         With a larger stride ``Dx`` lives on a finer grid than the codes that have to be carried beside it, and the one
         convolution of kernel ``2L + 1`` is used.
+
+        Raises:
+            UnsupportedError: Boundary "same".
         """
+        if dictionary.boundary == "same":
+            raise UnsupportedError(
+                f"cannot compile {dictionary!r}: with boundary 'same' atoms that the border cuts off have other "
+                "correlations, and a step would have other weights there; expected boundary 'valid' or 'circular': use "
+                ".with_boundary('valid') on padded signals"
+            )
         if not isinstance(dictionary, ConvDictionary):
             return cls(dictionary.atoms, dictionary.channels, (), (), (), "none", signed, False)
         kernel, stride, lags = dictionary.kernel_size, dictionary.stride, dictionary.lags
