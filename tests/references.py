@@ -26,15 +26,19 @@ def explicit_matrix(dictionary: dsc.Dictionary, size: tuple[int, ...] = ()) -> T
     if not isinstance(dictionary, dsc.ConvDictionary):
         return weight.clone()
     kernel, stride = dictionary.kernel_size, dictionary.stride
-    ring = dictionary.boundary == "circular"
-    lengths = [n * q if ring else (n - 1) * q + k for n, q, k in zip(size, stride, kernel, strict=True)]
+    ring, open_ = dictionary.boundary == "circular", dictionary.boundary == "valid"
+    lengths = [(n - 1) * q + k if open_ else n * q for n, q, k in zip(size, stride, kernel, strict=True)]
+    # "same": the middle entry on p·q (of an even number the left one of the middle two); what sticks out is cut off.
+    shift = [(k - 1) // 2 if dictionary.boundary == "same" else 0 for k in kernel]
     columns = []
     for atom in range(dictionary.atoms):
         for position in itertools.product(*(range(n) for n in size)):
             signal = np.zeros((dictionary.channels, *lengths))
             for tap in itertools.product(*(range(k) for k in kernel)):
-                place = [p * q + t for p, q, t in zip(position, stride, tap, strict=True)]
+                place = [p * q + t - s for p, q, t, s in zip(position, stride, tap, shift, strict=True)]
                 place = [x % n for x, n in zip(place, lengths, strict=True)] if ring else place
+                if any(not 0 <= x < n for x, n in zip(place, lengths, strict=True)):
+                    continue
                 signal[(slice(None), *place)] += weight[(atom, slice(None), *tap)].numpy()
             columns.append(signal.ravel())
     return torch.from_numpy(np.stack(columns, axis=1))
@@ -130,15 +134,18 @@ def brute_stripe_sparsity(dictionary: dsc.ConvDictionary, codes: Tensor) -> int:
 
 def brute_place_sparsity(dictionary: dsc.ConvDictionary, below: Tensor) -> int:
     """Return the most non-zeros of one signal ``(channels, ...)`` under an atom, position by position."""
-    lengths, ring = below.shape[1:], dictionary.boundary == "circular"
+    lengths, ring, same = below.shape[1:], dictionary.boundary == "circular", dictionary.boundary == "same"
     grid = dictionary.code_shape(tuple(lengths))[1:]
     best = 0
     for position in itertools.product(*(range(n) for n in grid)):
         count = 0
         for tap in itertools.product(*(range(k) for k in dictionary.kernel_size)):
-            place = tuple(p * q + t for p, q, t in zip(position, dictionary.stride, tap, strict=True))
+            axes = zip(position, dictionary.stride, tap, dictionary.kernel_size, strict=True)
+            place = tuple(p * q + t - same * ((k - 1) // 2) for p, q, t, k in axes)
             if ring:
                 place = tuple(x % n for x, n in zip(place, lengths, strict=True))
+            if any(not 0 <= x < n for x, n in zip(place, lengths, strict=True)):
+                continue
             count += int((below[(slice(None), *place)] != 0).sum())
         best = max(best, count)
     return best

@@ -52,11 +52,13 @@ from .problems import LayeredSparseApproximation as LayeredSparseApproximation
 from .problems import Problem as Problem
 from .problems import SparseApproximation as SparseApproximation
 from .solvers import FISTA as FISTA
+from .solvers import IHT as IHT
 from .solvers import ISTA as ISTA
 from .solvers import OMP as OMP
 from .solvers import ChosenLam as ChosenLam
 from .solvers import ConvCoordinateDescent as ConvCoordinateDescent
 from .solvers import CoordinateDescent as CoordinateDescent
+from .solvers import CoSaMP as CoSaMP
 from .solvers import Exhaustive as Exhaustive
 from .solvers import Homotopy as Homotopy
 from .solvers import Path as Path
@@ -64,6 +66,7 @@ from .solvers import Progress as Progress
 from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
+from .solvers import SubspacePursuit as SubspacePursuit
 from .solvers import choose_lam as choose_lam
 from .solvers import soft_threshold as soft_threshold
 from .solvers import solve as solve

@@ -113,8 +113,7 @@ def test_masks_per_sample_with_free_atoms_are_certified() -> None:
     weights[:2] = 0.0
     signal = normal(3, 8, generator=rng(0))
     mask = torch.rand(3, 8, generator=rng(1), dtype=torch.float64) < 0.8
-    solution = dsc.solve(dsc.Lasso(dictionary, 0.1, weights=weights, mask=mask), signal, tol=1e-9)
-    assert solution.solver == "FISTA"
+    solution = dsc.solve(dsc.Lasso(dictionary, 0.1, weights=weights, mask=mask), signal, dsc.FISTA(), tol=1e-9)
     assert bool(solution.converged.all())
 
 

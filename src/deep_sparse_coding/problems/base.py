@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
@@ -11,13 +10,22 @@ import torch
 from torch import Tensor
 
 from .operators import Blocks, Operator
+from .penalties import L1, Penalty
+from .sums import flat_sum as flat_sum
+from .sums import inner as inner
+from .sums import per_sample as per_sample
+from .sums import squared_norm as squared_norm
+from .sums import sum_rows as sum_rows
+from .sums import used_entries as used_entries
 
 Codes = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class StandardForm:
-    """``min ½‖b - A x‖² + Σ w_i |x_i|`` (and ``x ≥ 0`` if `nonnegative`) for every sample of a flat batch.
+    """``min ½‖b - A x‖² + Ω(x)`` for every sample of a flat batch, ``Ω = Σ w_i|x_i|``, and ``x ≥ 0`` if `nonnegative`.
+
+    With `structure` Ω is another penalty: what takes forms must then refuse it or go by `penalty`.
 
     Attributes:
         operator: A.
@@ -25,6 +33,7 @@ class StandardForm:
         weights: w, one tensor per block of codes, broadcasting against ``(batch, ...)``; 0 = unpenalized, inf = zero.
         nonnegative: Whether codes are held at or above zero.
         code_shapes: The shape of one sample's codes, block by block.
+        structure: A penalty that is more than a weighted ℓ1 norm on codes of any or of one sign, else None.
     """
 
     operator: Operator
@@ -32,6 +41,17 @@ class StandardForm:
     weights: Blocks
     nonnegative: bool
     code_shapes: tuple[tuple[int, ...], ...]
+    structure: Penalty | None = None
+
+    @property
+    def penalty(self) -> Penalty:
+        """Ω."""
+        return L1(self.nonnegative) if self.structure is None else self.structure
+
+    @property
+    def beyond(self) -> str:
+        """What Ω has that kernels for the plain Lasso lack, in a word for their refusals; empty if nothing."""
+        return self.penalty.beyond
 
     @property
     def batch(self) -> int:
@@ -54,6 +74,7 @@ class StandardForm:
             tuple(w.to(dtype) for w in self.weights),
             self.nonnegative,
             self.code_shapes,
+            None if self.structure is None else self.structure.cast(dtype),
         )
 
     def select(self, keep: Tensor) -> Self:
@@ -64,6 +85,7 @@ class StandardForm:
             tuple(w if len(w) == 1 else w[keep] for w in self.weights),
             self.nonnegative,
             self.code_shapes,
+            self.structure,
         )
 
 
@@ -96,7 +118,7 @@ class Problem(ABC):
 
 
 class ConvexProblem(Problem, ABC):
-    """A problem that is one weighted Lasso: its standard form is all that solvers and certificates need."""
+    """A problem that is one Lasso or a relative of it: its standard form is all that solvers and certificates need."""
 
     @abstractmethod
     def form(self, signal: Tensor, *, differentiable: bool = False) -> StandardForm:
@@ -115,24 +137,11 @@ class ConvexProblem(Problem, ABC):
         return self.form(signal.detach().double()).cast(torch.float64)
 
     def objective(self, codes: Codes, signal: Tensor) -> Tensor:
-        """Return ``½‖b - A x‖² + Σ w_i|x_i|`` per sample, in float64; inf where a constraint is violated."""
+        """Return ``½‖b - A x‖² + Ω(x)`` per sample, in float64; inf where a constraint is violated."""
         signal = self.check_signal(signal)
         form = self.exact_form(signal)
         blocks = tuple(block.double() for block in self.pack(codes, signal))
         return form_objective(form, blocks, form.residual(blocks)).reshape(self.batch_shape(signal))
-
-
-def flat_sum(blocks: Blocks) -> Tensor:
-    """Return the sum over all entries of all blocks, per sample."""
-    total = blocks[0].flatten(1).sum(1)
-    for block in blocks[1:]:
-        total = total + block.flatten(1).sum(1)
-    return total
-
-
-def squared_norm(blocks: Blocks) -> Tensor:
-    """Return the sum of squares over all blocks, per sample."""
-    return flat_sum(tuple(block.square() for block in blocks))
 
 
 def unresolved(data: Blocks, energy: Tensor) -> Tensor:
@@ -152,40 +161,11 @@ def unresolved(data: Blocks, energy: Tensor) -> Tensor:
     return small | torch.isinf(energy)
 
 
-def inner(first: Blocks, second: Blocks) -> Tensor:
-    """Return the inner product over all blocks, per sample."""
-    return flat_sum(tuple(a * b for a, b in zip(first, second, strict=True)))
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Return one number per sample in a shape that broadcasts against a block."""
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def used_entries(weights: Tensor, codes: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Return where a block of codes is not zero, with the weights and the values there: few of many entries."""
-    index = codes.nonzero(as_tuple=True)
-    place = tuple(i if n > 1 else torch.zeros_like(i) for i, n in zip(index, weights.shape, strict=True))
-    return index, weights[place], codes[index]
-
-
-def sum_rows(batch: int, rows: Tensor, values: Tensor) -> Tensor:
-    """Return the sums of `values` over the samples that `rows` names, ``(batch,)``."""
-    return values.new_zeros(batch).index_add_(0, rows, values)
-
-
 def penalty(form: StandardForm, codes: Blocks) -> Tensor:
-    """Return ``Σ w_i|x_i|`` per sample: 0·inf counts as 0, a violated ``x ≥ 0`` as inf."""
-    total = codes[0].new_zeros(form.batch)
-    for w, x in zip(form.weights, codes, strict=True):
-        index, weight, value = used_entries(w, x)
-        part = weight * value.abs()
-        if form.nonnegative:
-            part = torch.where(value < 0, math.inf, part)
-        total = total + sum_rows(form.batch, index[0], part)
-    return total
+    """Return ``Ω(x)`` per sample: 0·inf counts as 0, a violated constraint as inf."""
+    return form.penalty.value(form.weights, codes)
 
 
 def form_objective(form: StandardForm, codes: Blocks, residual: Blocks) -> Tensor:
-    """Return ``½‖r‖² + Σ w_i|x_i|`` per sample."""
+    """Return ``½‖r‖² + Ω(x)`` per sample."""
     return 0.5 * squared_norm(residual) + penalty(form, codes)

@@ -78,10 +78,14 @@ def assess_form(form: StandardForm, codes: Blocks) -> Certificate:
     form = form.cast(torch.float64)
     codes = tuple(block.double() for block in codes)
     point = dual_point(form, codes)
-    objective = form_objective(form, codes, point.residual)
-    energy = squared_norm(form.data)
-    nothing = unresolved(form.data, energy)
-    gap = torch.where(nothing, math.inf, point.gap)
+    return certify_gap(form.data, form_objective(form, codes, point.residual), point.gap)
+
+
+def certify_gap(data: Blocks, objective: Tensor, gap: Tensor) -> Certificate:
+    """Return the certificate of an objective and its gap, float64, for the data b that scale them."""
+    energy = squared_norm(data)
+    nothing = unresolved(data, energy)
+    gap = torch.where(nothing, math.inf, gap)
     scale = torch.maximum(objective, _OBJECTIVE_FLOOR * 0.5 * energy)
     relative = torch.where((gap == 0) & torch.isfinite(objective), 0.0, gap / scale)
     relative = torch.where(nothing, math.inf, relative)

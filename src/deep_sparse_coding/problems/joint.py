@@ -76,7 +76,8 @@ class JointLasso(CascadeProblem, ConvexProblem):
             )
         if not differentiable:
             weights = tuple(w.detach() for w in weights)
-        return StandardForm(ChainOperator(layers, beta, mask), (first, *rest), weights, self.nonnegative, shapes)
+        operator = ChainOperator(layers, beta, mask, sizes=tuple(shape[1:] for shape in shapes))
+        return StandardForm(operator, (first, *rest), weights, self.nonnegative, shapes)
 
     def lam_max(self, signal: Tensor) -> Tensor:
         """Return the smallest lam of the first layer for which all codes are zero, ``β_1 max|D_1ᵀ y|``, per sample.

@@ -17,6 +17,7 @@ from .base import Codes, StandardForm, squared_norm, unresolved
 from .cascaded import LayeredProblem, check_cascade
 from .certificate import Certificate
 from .lasso import Lasso
+from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
 from .weights import check_dictionary, check_mask
 
@@ -93,21 +94,35 @@ class SparseApproximation(SingleProblem):
         blocks = tuple(block.double() for block in self.pack(codes, signal))
         energy = squared_norm(form.residual(blocks))
         count = torch.linalg.vector_norm(blocks[0].flatten(1), ord=0, dim=1)
-        met = ~unresolved(form.data, squared_norm(form.data))
+        negative = (blocks[0] < 0).flatten(1).any(1)
+        return self.certify(form.data, self.limits(signal), energy, count, negative).reshape(batch)
+
+    def certify(
+        self, data: Blocks, limits: Tensor | None, energy: Tensor, count: Tensor, negative: Tensor
+    ) -> Certificate:
+        """Return the certificate of flat codes from what decides it.
+
+        Args:
+            data: M y, float64.
+            limits: The residual norm that counts as within ε, per sample, or None.
+            energy: ``‖M(y - D x)‖²`` per sample.
+            count: The non-zeros of the codes.
+            negative: Whether a code is negative.
+        """
+        met = ~unresolved(data, squared_norm(data))
         if self.sparsity is not None:
             met &= count <= self.sparsity
         if self.nonnegative:
-            met &= ~(blocks[0] < 0).flatten(1).any(1)
-        limits = self.limits(signal)
+            met &= ~negative
         if limits is None:
             value, dual = 0.5 * energy, torch.zeros_like(energy)
         else:
             met &= energy.sqrt() <= limits
-            value, dual = count, (squared_norm(form.data).sqrt() > limits).double()
+            value, dual = count.to(energy), (squared_norm(data).sqrt() > limits).to(energy)
         value = torch.where(torch.isnan(energy), math.nan, torch.where(met, value, math.inf))
         gap = value - dual
         relative = torch.where(gap == 0, 0.0, gap / torch.where(torch.isfinite(value), value, 1.0))
-        return Certificate(value, dual, gap, relative).reshape(batch)
+        return Certificate(value, dual, gap, relative)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,10 +66,12 @@ class SingleOperator(Operator):
     Attributes:
         dictionary: D.
         mask: ``(1 or batch, *signal)``, or None.
+        size: Spatial size of the codes; where it is not known, norms of atoms that a border cuts off are bounds.
     """
 
     dictionary: Dictionary
     mask: Tensor | None = None
+    size: tuple[int, ...] | None = None
 
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``(M D x,)``."""
@@ -82,7 +84,7 @@ class SingleOperator(Operator):
 
     def squared_norms(self) -> Blocks:
         """Return ``(‖M d_i‖²,)``."""
-        norms = self.dictionary.squared_norms(self.mask)
+        norms = self.dictionary.squared_norms(self.mask, self.size)
         return (norms if self.mask is not None else norms[None],)
 
     def lipschitz(self) -> tuple[float, ...]:
@@ -97,11 +99,12 @@ class SingleOperator(Operator):
     def entrywise_abs(self) -> SingleOperator:
         """Return ``|M||D|``."""
         dictionary = self.dictionary.with_weight(self.dictionary.weight.detach().abs())
-        return SingleOperator(dictionary, None if self.mask is None else self.mask.abs())
+        return replace(self, dictionary=dictionary, mask=None if self.mask is None else self.mask.abs())
 
     def cast(self, dtype: torch.dtype) -> SingleOperator:
         """Return the operator in another precision."""
-        return SingleOperator(self.dictionary.cast(dtype), None if self.mask is None else self.mask.to(dtype))
+        mask = None if self.mask is None else self.mask.to(dtype)
+        return replace(self, dictionary=self.dictionary.cast(dtype), mask=mask)
 
     def select(self, keep: Tensor) -> SingleOperator:
         """Return the operator for the samples `keep`."""
@@ -126,6 +129,8 @@ class ChainOperator(Operator):
         beta: ``β_1, ..., β_J``, positive.
         mask: On the signal, ``(1 or batch, *signal)``, or None.
         coupling: The sign of the identities: -1, or +1 for the operator of absolute values.
+        sizes: Spatial size of every layer's codes; where they are not known, norms of atoms that a border cuts off are
+            bounds.
 
     Source: joint DSC₁ in section 1 of docs/theory.md.
     """
@@ -134,6 +139,7 @@ class ChainOperator(Operator):
     beta: tuple[float, ...]
     mask: Tensor | None = None
     coupling: float = -1.0
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``√β_1 M D_1 x_1`` and ``√β_j (D_j x_j - x_{j-1})``."""
@@ -155,8 +161,9 @@ class ChainOperator(Operator):
     def squared_norms(self) -> Blocks:
         """Return ``β_j ‖d_i‖² + β_{j+1}`` (the deepest layer without the second term)."""
         blocks = []
-        for j, layer in enumerate(self.layers):
-            norms = layer.squared_norms(self.mask) if j == 0 and self.mask is not None else layer.squared_norms()[None]
+        sizes = (None,) * len(self.layers) if self.sizes is None else self.sizes
+        for j, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
+            norms = SingleOperator(layer, self.mask if j == 0 else None, size).squared_norms()[0]
             above = self.beta[j + 1] if j + 1 < len(self.beta) else 0.0
             blocks.append(self.beta[j] * norms + above)
         return tuple(blocks)
@@ -182,12 +189,8 @@ class ChainOperator(Operator):
 
     def entrywise_abs(self) -> ChainOperator:
         """Return ``|A|``."""
-        return ChainOperator(
-            tuple(layer.with_weight(layer.weight.detach().abs()) for layer in self.layers),
-            self.beta,
-            None if self.mask is None else self.mask.abs(),
-            coupling=1.0,
-        )
+        layers = tuple(layer.with_weight(layer.weight.detach().abs()) for layer in self.layers)
+        return replace(self, layers=layers, mask=None if self.mask is None else self.mask.abs(), coupling=1.0)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Return the operator in another precision."""
@@ -216,3 +219,60 @@ class ChainOperator(Operator):
                     self.coupling * root * torch.eye(heights[j]).to(whole)
                 )
         return whole
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeOperator(Operator):
+    """``[A; √ρ I]``: with data ``(b, 0)`` the squared residual is ``‖b - A x‖² + ρ‖x‖²``.
+
+    Attributes:
+        inner: A, of one block of codes.
+        ridge: ρ, positive.
+
+    Source: the elastic net as a Lasso, Zou & Hastie 2005, Lemma 1.
+    """
+
+    inner: Operator
+    ridge: float
+
+    def synthesize(self, codes: Blocks) -> Blocks:
+        """Return ``(A x, √ρ x)``."""
+        return (*self.inner.synthesize(codes), *(math.sqrt(self.ridge) * x for x in codes))
+
+    def analyze(self, data: Blocks) -> Blocks:
+        """Return ``Aᵀ r + √ρ s`` for data ``(r, s)``."""
+        (first,) = self.inner.analyze(data[:1])
+        return (torch.add(first, data[1], alpha=math.sqrt(self.ridge)),)
+
+    def squared_norms(self) -> Blocks:
+        """Return ``‖a_i‖² + ρ``."""
+        return tuple(norms + self.ridge for norms in self.inner.squared_norms())
+
+    def lipschitz(self) -> tuple[float, ...]:
+        """Return ``L + ρ``."""
+        return tuple(bound + self.ridge for bound in self.inner.lipschitz())
+
+    def terms(self) -> tuple[int, int]:
+        """Return A's numbers of terms, and one more for the identity."""
+        synthesis, analysis = self.inner.terms()
+        return synthesis + 1, analysis + 1
+
+    def entrywise_abs(self) -> RidgeOperator:
+        """Return ``[|A|; √ρ I]``."""
+        return replace(self, inner=self.inner.entrywise_abs())
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Return the operator in another precision."""
+        return replace(self, inner=self.inner.cast(dtype))
+
+    def select(self, keep: Tensor) -> Self:
+        """Return the operator for the samples `keep`."""
+        return replace(self, inner=self.inner.select(keep))
+
+    def matrix(self) -> Tensor | None:
+        """Return ``[A; √ρ I]`` where A has a matrix."""
+        matrix = self.inner.matrix()
+        if matrix is None:
+            return None
+        identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        return torch.cat([matrix, math.sqrt(self.ridge) * identity])

@@ -149,7 +149,7 @@ def flatten_weights(
     ones = (1,) * (len(code_shape) - 1)
     scale = torch.ones((1,) * (1 + len(code_shape)), **kind)
     if weights is not None:
-        scale = scale * _per_atom("weights", weights.to(**kind), code_shape)
+        scale = scale * expand_atoms("weights", weights.to(**kind), code_shape)
     if not isinstance(lam, Tensor):
         return _multiply(scale, torch.tensor(lam, **kind))
     lam = lam.to(**kind)
@@ -168,7 +168,7 @@ def flatten_weights(
     if per_sample:
         return _multiply(scale, lam.reshape(samples, 1, *ones))
     if per_atom:
-        return _multiply(scale, _per_atom(name, lam, code_shape))
+        return _multiply(scale, expand_atoms(name, lam, code_shape))
     raise ShapeError(
         f"{name} has shape {tuple(lam.shape)}; expected a number, {batch_shape} (one per sample), "
         f"({code_shape[0]},) (one per atom) or {code_shape} (one per entry)"
@@ -193,7 +193,12 @@ def _fits_atoms(values: Tensor, code_shape: tuple[int, ...]) -> bool:
     return values.ndim == len(code_shape) and all(n in (1, size) for n, size in sizes)
 
 
-def _per_atom(name: str, values: Tensor, code_shape: tuple[int, ...]) -> Tensor:
+def expand_atoms(name: str, values: Tensor, code_shape: tuple[int, ...]) -> Tensor:
+    """Return values ``(atoms,)`` or of a code's shape as ``(1, atoms, ...)``, to broadcast against codes.
+
+    Raises:
+        ShapeError: Another shape.
+    """
     if not _fits_atoms(values, code_shape):
         raise ShapeError(
             f"{name} has shape {tuple(values.shape)}; expected ({code_shape[0]},) (one per atom) or {code_shape} "

@@ -5,9 +5,12 @@ from .base import State as State
 from .base import soft_threshold as soft_threshold
 from .convolutional import ConvCoordinateDescent as ConvCoordinateDescent
 from .coordinate import CoordinateDescent as CoordinateDescent
+from .greedy import IHT as IHT
 from .greedy import OMP as OMP
+from .greedy import CoSaMP as CoSaMP
 from .greedy import Exhaustive as Exhaustive
 from .greedy import Pursuit as Pursuit
+from .greedy import SubspacePursuit as SubspacePursuit
 from .homotopy import Homotopy as Homotopy
 from .lam_search import ChosenLam as ChosenLam
 from .lam_search import choose_lam as choose_lam

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
-import torch
 from torch import Tensor
 
-from deep_sparse_coding.checks import require_float_tensor, require_number
 from deep_sparse_coding.problems import Blocks, StandardForm
+from deep_sparse_coding.problems.penalties import soft_threshold as soft_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +39,18 @@ class Solver(ABC, Generic[StateT]):
     #: Steps between the first checks of the gap; the loop then checks more and more rarely.
     check_every: int = 10
 
+    #: Maps as large as the codes, in the working precision, that a step holds at once beside its codes.
+    step_maps: int = 6
+
     @property
     def name(self) -> str:
         """The name that solutions print."""
         return type(self).__name__
+
+    def workspace(self, form: StandardForm) -> tuple[int, int]:
+        """Return the bytes that a step needs: shared by all samples, and for each of them."""
+        codes = sum(math.prod(shape) for shape in form.code_shapes)
+        return 0, self.step_maps * codes * form.data[0].element_size()
 
     @abstractmethod
     def refuse(self, form: StandardForm) -> str | None:
@@ -75,26 +83,3 @@ class CodesState(State):
     def select(self, keep: Tensor) -> CodesState:
         """Return the state of the samples `keep`."""
         return replace(self, codes=select_blocks(self.codes, keep))
-
-
-def soft_threshold(values: Tensor, threshold: Tensor | float, nonnegative: bool = False) -> Tensor:
-    """Return ``S_θ(u) = sign(u)·max(|u| - θ, 0)``, or ``max(u - θ, 0)`` for non-negative codes.
-
-    Args:
-        values: u.
-        threshold: θ ≥ 0, broadcasts against u; inf gives 0.
-        nonnegative: The one-sided form.
-
-    Raises:
-        DtypeError: `values` are no tensor of float32 or float64.
-        ParameterError: A threshold that is a number below 0.
-
-    Source: the proximal operator of ``θ‖·‖_1``; section 0 of docs/theory.md.
-    """
-    require_float_tensor("values", values)
-    if not isinstance(threshold, Tensor):
-        require_number("threshold", threshold, minimum=0.0, finite=False)
-    if nonnegative:
-        return (values - threshold).clamp_min(0)
-    threshold = torch.as_tensor(threshold, dtype=values.dtype, device=values.device)
-    return values - values.clamp(-threshold, threshold)

@@ -13,6 +13,7 @@ from deep_sparse_coding.errors import DSCWarning, UnsupportedError
 from deep_sparse_coding.problems import Blocks, Codes, ConvexProblem, LayeredLasso, Problem
 from deep_sparse_coding.problems.base import per_sample
 from deep_sparse_coding.problems.operators import Operator
+from deep_sparse_coding.problems.penalties import Curvature
 
 # The most float64 entries that the supports' columns of one chunk of samples may take.
 _CHUNK = 1 << 22
@@ -27,15 +28,17 @@ _MOST_ITERATIONS = 5000
 def attach_gradients(problem: Problem, signal: Tensor, codes: Codes) -> Codes:
     """Return the codes with a graph to the signal, the atoms, lam and weights, as far as those require gradients.
 
-    On the support S of a minimizer x with signs σ the optimality conditions are ``A_Sᵀ(b - A_S x_S) - w_S σ = 0``.
-    Their differential gives ``dx_S = (A_SᵀA_S)⁻¹ d[A_Sᵀ(b - A x̄) - w_S σ]`` with x̄ held fixed, and ``dx = 0`` off S.
-    The bracket is built with autograd; the backward pass solves one linear system per sample, and autograd does the
-    rest.
+    On the support S of a minimizer x with signs σ the optimality conditions are ``A_Sᵀ(b - A x) - w_S σ = 0``. Their
+    differential gives ``dx_S = (A_SᵀA_S)⁻¹ d[A_Sᵀ(b - A x̄) - w_S σ]`` with x̄ held fixed, and ``dx = 0`` off S. The
+    bracket is built with autograd; the backward pass solves one linear system per sample, and autograd does the rest.
+    Entries at a bound do not move and are left out of S. For groups S holds the groups in use, ``w_S x_S/‖x_S‖`` takes
+    the place of ``w_S σ``, and its derivative ``(w_g/‖x_g‖)(I - x̂x̂ᵀ)`` is added to ``A_SᵀA_S``.
 
-    Exact for exact minimizers away from kinks (no zero entry with ``|a_iᵀr| = w_i``); at kinks one of the one-sided
-    derivatives in some directions. Where the atoms of the support are linearly dependent, x itself is not unique, and
-    the system's solution of least norm is taken, with a warning. Weights that are 0 or inf are settings and get no
-    gradient, nor do mask and beta. Samples whose codes are not finite pass no gradients.
+    Exact for exact minimizers away from kinks (no zero entry with ``|a_iᵀr| = w_i``, none at a bound that does not
+    press against it); at kinks one of the one-sided derivatives in some directions. Where the atoms of the support are
+    linearly dependent, x itself is not unique, and the system's solution of least norm is taken, with a warning.
+    Weights that are 0 or inf are settings and get no gradient, nor do mask, beta, bounds and ridge. Samples whose codes
+    are not finite pass no gradients.
 
     Args:
         problem: What was solved.
@@ -77,22 +80,26 @@ def _attach(problem: ConvexProblem, signal: Tensor, codes: Codes) -> Codes:
     # A sample that is not finite is zeroed at the source: zero times its NaN would spoil the gradients of the others.
     fixed = tuple(torch.where(per_sample(finite, block), block, 0.0) for block in blocks)
     data = tuple(torch.where(per_sample(finite, block), block, 0.0) for block in form.data)
-    support = tuple(block != 0 for block in fixed)
+    support = form.penalty.movable(fixed)
     residual = replace(form, data=data).residual(fixed)
     slope = tuple(
-        torch.where(s, c - w * x.sign(), 0.0)
-        for s, c, w, x in zip(support, form.operator.analyze(residual), form.weights, fixed, strict=True)
+        torch.where(s, c - push, 0.0)
+        for s, c, push in zip(
+            support, form.operator.analyze(residual), form.penalty.slope(form.weights, fixed), strict=True
+        )
     )
     if not any(block.requires_grad for block in slope):
         return codes
     with torch.no_grad():
-        system = _System(form.operator.cast(torch.float64), blocks, support)
+        exact = form.cast(torch.float64)
+        curvature = exact.penalty.curvature(exact.weights, tuple(block.double() for block in fixed))
+        system = _System(exact.operator, blocks, support, curvature)
     attached = cast(Blocks, _Implicit.apply(system, *slope))
     return problem.unpack(attached, problem.batch_shape(signal))
 
 
 class _Implicit(torch.autograd.Function):
-    """The identity on the codes, whose backward pass solves ``A_SᵀA_S u = v``."""
+    """The identity on the codes, whose backward pass solves ``(A_SᵀA_S + H) u = v``."""
 
     @staticmethod
     def forward(ctx: Any, system: _System, *slope: Tensor) -> Blocks:
@@ -123,15 +130,17 @@ class _System:
     Attributes:
         operator: A, without graph.
         codes: Flat codes.
-        support: Where they are not zero.
+        support: Where they move.
+        curvature: H, the penalty's Hessian there, or None for zero.
     """
 
     operator: Operator
     codes: Blocks
     support: Blocks
+    curvature: Curvature | None
 
     def solve(self, upstream: Blocks) -> Blocks:
-        """Return u with ``A_SᵀA_S u = v`` on the support and 0 elsewhere."""
+        """Return u with ``(A_SᵀA_S + H) u = v`` on the support and 0 elsewhere."""
         right = tuple(torch.where(s, v.double(), 0.0) for s, v in zip(self.support, upstream, strict=True))
         if not any(bool(block.any()) for block in right):
             return tuple(torch.zeros_like(v) for v in upstream)
@@ -141,16 +150,23 @@ class _System:
         else:
             flat = torch.cat([block.flatten(1) for block in right], 1)
             support = torch.cat([block.flatten(1) for block in self.support], 1)
-            pieces = solve_supports(matrix, support, flat).split([s[0].numel() for s in self.support], 1)
+            hessian = None if self.curvature is None else _Hessian.of(self.curvature)
+            solved = solve_supports(matrix, support, flat, hessian)
+            pieces = solved.split([s[0].numel() for s in self.support], 1)
             found = tuple(piece.reshape(block.shape) for piece, block in zip(pieces, right, strict=True))
         return tuple(u.to(v.dtype) for u, v in zip(found, upstream, strict=True))
 
     def _iterate(self, right: Blocks) -> Blocks:
         """Return the solution by conjugate gradients, scaled by the column norms."""
-        norms = tuple(torch.where(norm > 0, norm, 1.0) for norm in self.operator.squared_norms())
+        norms = self.operator.squared_norms()
+        if self.curvature is not None:
+            norms = tuple(norm + scale for norm, scale in zip(norms, self.curvature.scale, strict=True))
+        norms = tuple(torch.where(norm > 0, norm, 1.0) for norm in norms)
 
         def apply(blocks: Blocks) -> Blocks:
             images = self.operator.analyze(self.operator.synthesize(blocks))
+            if self.curvature is not None:
+                images = tuple(a + b for a, b in zip(images, self.curvature.apply(blocks), strict=True))
             return tuple(torch.where(s, image, 0.0) for s, image in zip(self.support, images, strict=True))
 
         batch = len(right[0])
@@ -192,13 +208,50 @@ class _System:
         return u
 
 
-def solve_supports(matrix: Tensor, support: Tensor, right: Tensor) -> Tensor:
-    """Return u with ``A_SᵀA_S u_S = v_S`` for every row's own support S, and 0 elsewhere.
+@dataclass(frozen=True, eq=False)
+class _Hessian:
+    """A group penalty's Hessian, ``scale·(I - x̂x̂ᵀ)`` in every group, entries of all blocks in one axis.
+
+    Attributes:
+        scale: ``(samples, columns)``.
+        unit: x̂, ``(samples, columns)``.
+        group: The group of every column, ``(columns,)``.
+    """
+
+    scale: Tensor
+    unit: Tensor
+    group: Tensor
+
+    @classmethod
+    def of(cls, curvature: Curvature) -> _Hessian:
+        """Return the joined view of a dense form's curvature."""
+        groups, offset = [], 0
+        for index, count in zip(curvature.index, curvature.counts, strict=True):
+            groups.append(index + offset)
+            offset += count
+        return cls(torch.cat(curvature.scale, 1), torch.cat(curvature.unit, 1), torch.cat(groups))
+
+    def select(self, rows: Tensor) -> _Hessian:
+        """Return the Hessian of some samples."""
+        return replace(self, scale=self.scale[rows], unit=self.unit[rows])
+
+    def at(self, places: Tensor, valid: Tensor) -> Tensor:
+        """Return the matrices of some columns per sample, ``(samples, places, places)``, 0 where not valid."""
+        scale, group = self.scale.gather(1, places) * valid, self.group[places]
+        unit = self.unit.gather(1, places) * valid
+        same = (group[:, :, None] == group[:, None, :]).to(scale.dtype)
+        outer = (scale * unit)[:, :, None] * unit[:, None, :]
+        return torch.diag_embed(scale) - same * outer
+
+
+def solve_supports(matrix: Tensor, support: Tensor, right: Tensor, hessian: _Hessian | None = None) -> Tensor:
+    """Return u with ``(A_SᵀA_S + H) u_S = v_S`` for every row's own support S, and 0 elsewhere.
 
     Args:
         matrix: A, ``(rows, columns)``, float64.
         support: ``(samples, columns)``, True on S.
         right: v, ``(samples, columns)``, 0 off S.
+        hessian: H, or None for zero.
     """
     found = torch.zeros_like(right)
     counts = support.sum(1)
@@ -213,7 +266,8 @@ def solve_supports(matrix: Tensor, support: Tensor, right: Tensor) -> Tensor:
                 break
             stop = min(2 * stop - start, len(order))
         rows = order[start:stop]
-        found[rows], failed = _solve_chunk(matrix, support[rows], right[rows])
+        here = None if hessian is None else hessian.select(rows)
+        found[rows], failed = _solve_chunk(matrix, support[rows], right[rows], here)
         dependent += failed
         start = stop
     if dependent:
@@ -226,7 +280,7 @@ def solve_supports(matrix: Tensor, support: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def _solve_chunk(matrix: Tensor, support: Tensor, right: Tensor) -> tuple[Tensor, int]:
+def _solve_chunk(matrix: Tensor, support: Tensor, right: Tensor, hessian: _Hessian | None) -> tuple[Tensor, int]:
     """Return the solutions of some samples, and how many of them have dependent columns."""
     counts = support.sum(1)
     size = int(counts.max())
@@ -234,6 +288,8 @@ def _solve_chunk(matrix: Tensor, support: Tensor, right: Tensor) -> tuple[Tensor
     valid = torch.arange(size, device=support.device) < counts[:, None]
     columns = matrix.T[places] * valid[..., None]
     gram = columns @ columns.mT + torch.diag_embed((~valid).to(matrix.dtype))
+    if hessian is not None:
+        gram = gram + hessian.at(places, valid)
     vector = right.gather(1, places) * valid
     factor, info = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal(dim1=1, dim2=2).square() / gram.diagonal(dim1=1, dim2=2)

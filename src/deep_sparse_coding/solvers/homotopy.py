@@ -85,6 +85,8 @@ class Homotopy(Solver[HomotopyState]):
     def refuse(self, form: StandardForm) -> str | None:
         """Return why not: convolutions, masks per sample, unpenalized atoms, too many atoms."""
         use = "use dsc.FISTA()"
+        if form.beyond:
+            return f"Homotopy takes no {form.beyond}; {use}"
         if sum(shape[0] for shape in form.code_shapes) > _LARGEST:
             return f"Homotopy keeps the Gram matrix and takes up to {_LARGEST} atoms; {use}"
         if form.operator.matrix() is None:

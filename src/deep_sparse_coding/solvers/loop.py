@@ -63,6 +63,7 @@ class Settings:
         max_steps: The most steps.
         callback: Called at every check.
         layer: What `Progress` says.
+        max_memory: A limit in bytes, or None.
     """
 
     solver: Solver[Any] | Pursuit | None
@@ -70,6 +71,7 @@ class Settings:
     max_steps: int
     callback: Callback | None
     layer: int = 1
+    max_memory: int | None = None
 
 
 class Run:

@@ -10,11 +10,11 @@ from torch import Tensor
 from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.problems import Blocks, StandardForm
 
-from .base import Solver, State, select_blocks, soft_threshold
+from .base import Solver, State, select_blocks
 
 
 def proximal_step(form: StandardForm, point: Blocks, lipschitz: tuple[float, ...]) -> Blocks:
-    """Return ``S_{w/L}(z - Aᵀ(Az - b)/L)``, layer by layer with the layer's own L.
+    """Return ``prox_{Ω/L}(z - Aᵀ(Az - b)/L)``, layer by layer with the layer's own L; for an ℓ1 norm S_{w/L}.
 
     Args:
         form: The problem.
@@ -24,10 +24,8 @@ def proximal_step(form: StandardForm, point: Blocks, lipschitz: tuple[float, ...
     Source: N4 of docs/theory.md (the steps are safe).
     """
     ascent = form.operator.analyze(form.residual(point))
-    return tuple(
-        soft_threshold(torch.add(z, g, alpha=1 / bound), w / bound, form.nonnegative)
-        for z, g, w, bound in zip(point, ascent, form.weights, lipschitz, strict=True)
-    )
+    moved = tuple(torch.add(z, g, alpha=1 / bound) for z, g, bound in zip(point, ascent, lipschitz, strict=True))
+    return form.penalty.shrink(moved, tuple(w / bound for w, bound in zip(form.weights, lipschitz, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,8 @@ class ISTAState(State):
 class ISTA(Solver[ISTAState]):
     """Plain proximal gradient, for every problem, dense or convolutional, on every device.
 
-    ``x⁺ = S_{w/L}(x - Aᵀ(Ax - b)/L)``, a step ``1/L_j`` per layer. The objective never rises, and
+    ``x⁺ = S_{w/L}(x - Aᵀ(Ax - b)/L)``, a step ``1/L_j`` per layer; with bounds or groups their proximal step takes the
+    place of the soft threshold S. The objective never rises, and
     ``P(x_k) - P* ≤ Σ_j L_j‖x_j⁰ - x_j*‖²/(2k)``. It is the yardstick for the others, which need far fewer steps, and
     what one layer of an unrolled network computes.
 
@@ -57,12 +56,12 @@ class ISTA(Solver[ISTAState]):
     """
 
     def refuse(self, form: StandardForm) -> str | None:
-        """Return None: ISTA takes every standard form."""
+        """Return None: ISTA takes every standard form, with bounds, a ridge or groups."""
         return None
 
     def init(self, form: StandardForm, start: Blocks, tol: float) -> ISTAState:
-        """Return the state at `start`."""
-        return ISTAState(start, 0, form.operator.lipschitz())
+        """Return the state at `start`, or at the nearest codes that are allowed."""
+        return ISTAState(form.penalty.project(form.weights, start), 0, form.operator.lipschitz())
 
     def step(self, form: StandardForm, state: ISTAState) -> ISTAState:
         """Return the state one proximal gradient step later."""
@@ -98,7 +97,8 @@ class FISTAState(State):
 class FISTA(Solver[FISTAState]):
     """Accelerated proximal gradient, for every problem, dense or convolutional, on every device.
 
-    ``x⁺ = S_{w/L}(z - Aᵀ(Az - b)/L)``, ``z⁺ = x⁺ + (t - 1)/t⁺ (x⁺ - x)``, a step ``1/L_j`` per layer. A sample whose
+    ``x⁺ = S_{w/L}(z - Aᵀ(Az - b)/L)``, ``z⁺ = x⁺ + (t - 1)/t⁺ (x⁺ - x)``, a step ``1/L_j`` per layer (with
+    bounds or groups their proximal step takes the place of the soft threshold S). A sample whose
     momentum points uphill, ``⟨z - x⁺, x⁺ - x⟩_L > 0``, restarts its own momentum and no one else's.
 
     Attributes:
@@ -117,11 +117,12 @@ class FISTA(Solver[FISTAState]):
             raise ParameterError(f"restart is {self.restart!r}; expected True or False")
 
     def refuse(self, form: StandardForm) -> str | None:
-        """Return None: FISTA takes every standard form."""
+        """Return None: FISTA takes every standard form, with bounds, a ridge or groups."""
         return None
 
     def init(self, form: StandardForm, start: Blocks, tol: float) -> FISTAState:
-        """Return the state at `start`, without momentum."""
+        """Return the state at `start`, or at the nearest codes that are allowed, without momentum."""
+        start = form.penalty.project(form.weights, start)
         return FISTAState(start, 0, start, form.data[0].new_ones(form.batch), form.operator.lipschitz())
 
     def step(self, form: StandardForm, state: FISTAState) -> FISTAState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any, cast
@@ -29,13 +28,16 @@ from deep_sparse_coding.problems import (
 from deep_sparse_coding.problems.cascaded import CascadeProblem
 from deep_sparse_coding.problems.single import SingleProblem
 
-from .base import Solver, select_blocks
+from .base import Solver
+from .batches import run_groups
 from .choice import choose_solver
 from .constrained import solve_pursuit
 from .gradients import attach_gradients, require_differentiable
 from .greedy import OMP, Pursuit, solve_greedy
 from .loop import Callback, Progress, Run, Settings
-from .solution import History, Solution, Status, settle
+from .memory import parse_memory, sample_groups
+from .solution import Solution, Status, settle
+from .work import plan_work
 
 
 def solve(
@@ -49,6 +51,7 @@ def solve(
     on_failure: str = "warn",
     callback: Callback | None = None,
     differentiable: bool = False,
+    max_memory: int | float | str | None = None,
 ) -> Solution:
     """Solve a sparse coding problem and certify the answer, sample by sample.
 
@@ -66,6 +69,9 @@ def solve(
         differentiable: Whether the codes carry gradients with respect to the signal, the atoms, lam and weights, as far
             as these require them, by implicit differentiation on the support (not through the steps; once, not twice):
             exact up to `tol` for a unique minimizer away from kinks. The certificate carries none.
+        max_memory: A limit on what is held beside the signal, in bytes or as words such as "2 GB": samples are worked
+            on in groups, and an image on one convolutional dictionary whose codes leave too little room for the work on
+            it is cut into tiles, with one certificate for the whole. None: no limit, and a warning above 1 GB.
 
     Returns:
         A `Solution`. A sample that is not finite gets NaN codes and NONFINITE_INPUT; it never spoils the others.
@@ -80,7 +86,9 @@ def solve(
         raise ParameterError(f"on_failure is {on_failure!r}; expected 'warn', 'raise' or 'ignore'")
     if check_flag("differentiable", differentiable):
         require_differentiable(problem)
-    solution = solve_quietly(problem, signal, solver, tol=tol, max_steps=max_steps, start=start, callback=callback)
+    solution = solve_quietly(
+        problem, signal, solver, tol=tol, max_steps=max_steps, start=start, callback=callback, max_memory=max_memory
+    )
     solution = _report(solution, on_failure)
     return replace(solution, codes=attach_gradients(problem, signal, solution.codes)) if differentiable else solution
 
@@ -94,6 +102,7 @@ def solve_quietly(
     max_steps: int,
     start: Codes | None = None,
     callback: Callback | None = None,
+    max_memory: int | float | str | None = None,
 ) -> Solution:
     """Return what `solve` returns, after the same checks, without a word about samples that failed or are zero."""
     if not isinstance(problem, Problem):
@@ -106,11 +115,12 @@ def solve_quietly(
         )
     tol = require_number("tol", tol, minimum=0.0)
     max_steps = require_integer("max_steps", max_steps, minimum=0)
+    limit = parse_memory("max_memory", max_memory)
     signal = problem.check_signal(signal)
     _require_finite_dictionaries(problem)
     blocks = None if start is None else _check_start(problem, signal, start)
     with torch.no_grad():
-        settings = Settings(solver, tol, max_steps, callback)
+        settings = Settings(solver, tol, max_steps, callback, max_memory=limit)
         if isinstance(problem, LayeredProblem):
             return _solve_layers(problem, signal, settings, blocks)
         return _solve_single(problem, signal, settings, blocks)
@@ -199,43 +209,25 @@ def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, st
 
 def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     form = problem.form(signal)
-    solver = _solver_for(form, settings)
-    finite = _finite_samples(form)
-    good = finite.nonzero().flatten()
-    whole = len(good) == form.batch
+    work = plan_work(form, settings, lambda part: _solver_for(part, settings))
     exact = problem.exact_form(signal)
-    run = Run(form if whole else form.select(good), exact if whole else exact.select(good), solver, settings)
-    begin = form.zeros() if start is None else start
-    run.iterate(begin if whole else select_blocks(begin, good))
-
-    codes, status = run.codes, run.status
-    steps, history = run.steps_taken, run.history()
-    if not whole:
-        codes = tuple(_spread(block, good, form.batch, math.nan) for block in codes)
-        ended = torch.full((form.batch,), int(Status.NONFINITE_INPUT))
-        ended[good.cpu()] = status
-        status, steps = ended, _spread(steps, good.cpu(), form.batch, 0)
-        history = History(
-            history.steps,
-            history.seconds,
-            _spread(history.objective.T, good.cpu(), form.batch, math.nan).T,
-            _spread(history.relative_gap.T, good.cpu(), form.batch, math.nan).T,
-        )
+    rows = _finite_samples(form).nonzero().flatten()
+    # A start that breaks a bound is no start for solvers that keep to it.
+    start = form.zeros() if start is None else form.penalty.project(form.weights, start)
+    outcome = run_groups(form, exact, start, settings, list(sample_groups(rows, work.size)), work.run)
     shape = problem.batch_shape(signal)
-    answer = problem.unpack(codes, shape)
-    certificate = assess(problem, signal, answer)
-    status = settle(status, certificate, settings.tol)
+    certificate = work.assess(exact, outcome.codes).reshape(shape)
     return Solution(
-        answer,
-        status,
-        steps.reshape(shape),
+        problem.unpack(outcome.codes, shape),
+        settle(outcome.status, certificate, settings.tol),
+        outcome.steps.reshape(shape),
         certificate,
-        (history,),
-        solver.name,
+        (outcome.history,),
+        work.name,
         settings.tol,
         problem,
         signal.detach(),
-        run.stopped,
+        outcome.stopped,
     )
 
 
@@ -250,7 +242,7 @@ def _solve_layers(
     for j, stage in enumerate(problem.stages):
         # After a stop the layers above are left at their start: what was not worked on is not made up.
         limit = 0 if stopped else settings.max_steps
-        here = Settings(settings.solver, settings.tol, limit, settings.callback, layer=j + 1)
+        here = replace(settings, max_steps=limit, layer=j + 1)
         solution = _solve_single(stage, current, here, None if start is None else (start[j],))
         solutions.append(solution)
         stopped = stopped or solution.stopped
@@ -280,12 +272,6 @@ def _finite_samples(form: StandardForm) -> Tensor:
     return finite
 
 
-def _spread(rows: Tensor, places: Tensor, length: int, fill: float) -> Tensor:
-    whole = rows.new_full((length, *rows.shape[1:]), fill)
-    whole[places] = rows
-    return whole
-
-
 def _report(solution: Solution, on_failure: str) -> Solution:
     """Say aloud what must not be silent: samples that failed, and lam at or above lam_max."""
     failed = [i for i, status in enumerate(solution.status) if status != Status.CONVERGED]
@@ -297,11 +283,11 @@ def _report(solution: Solution, on_failure: str) -> Solution:
         warnings.warn(words, DSCWarning, stacklevel=3)
     blocks = solution.codes if isinstance(solution.codes, tuple) else (solution.codes,)
     axes = solution.certificate.gap.ndim
-    if blocks[0].numel():
+    if blocks[0].numel() and not _is_without_bound(solution.problem):
         zero = (blocks[0] == 0).flatten(axes).all(-1) if blocks[0].ndim > axes else blocks[0] == 0
         nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
         empty = int((zero & nonzero_signal & solution.converged.to(zero.device)).sum())
-        if empty and not _is_without_bound(solution.problem):
+        if empty:
             warnings.warn(_zero_words(solution, empty), DSCWarning, stacklevel=3)
     return solution
 
