@@ -217,6 +217,13 @@ def test_limits_that_nothing_meets_say_what_would():
         dsc.solve(conv, torch.ones(1, 1, 30, 30), max_memory=100)
 
 
+def test_limits_are_refused_where_they_would_be_ignored():
+    dictionary = dsc.DenseDictionary.random(12, 30, seed=0)
+    for problem in (dsc.BasisPursuit(dictionary, epsilon=0.1), dsc.SparseApproximation(dictionary, sparsity=2)):
+        with pytest.raises(dsc.UnsupportedError, match=r"max_memory is for dsc.Lasso"):
+            dsc.solve(problem, torch.ones(1, 12), max_memory="1 GB")
+
+
 def test_needs_add_up():
     need = MemoryNeed(answer=10, work=100, shared=1000, samples=5)
     assert need.total == 1000 + 5 * 110

@@ -22,6 +22,11 @@ class Operator(ABC):
     Norms are those of A's columns, so that a mask and the weights β of a joint problem are inside.
     """
 
+    @property
+    @abstractmethod
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The dictionary of every block of codes."""
+
     @abstractmethod
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``A x``."""
@@ -72,6 +77,11 @@ class SingleOperator(Operator):
     dictionary: Dictionary
     mask: Tensor | None = None
     size: tuple[int, ...] | None = None
+
+    @property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The dictionary of every block of codes."""
+        return (self.dictionary,)
 
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``(M D x,)``."""
@@ -140,6 +150,11 @@ class ChainOperator(Operator):
     mask: Tensor | None = None
     coupling: float = -1.0
     sizes: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The dictionary of every block of codes."""
+        return self.layers
 
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``√β_1 M D_1 x_1`` and ``√β_j (D_j x_j - x_{j-1})``."""
@@ -234,6 +249,11 @@ class RidgeOperator(Operator):
 
     inner: Operator
     ridge: float
+
+    @property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The dictionary of every block of codes."""
+        return self.inner.dictionaries
 
     def synthesize(self, codes: Blocks) -> Blocks:
         """Return ``(A x, √ρ x)``."""

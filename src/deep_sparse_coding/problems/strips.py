@@ -83,7 +83,8 @@ def window_form(form: StandardForm, windows: Windows, window: Window, data: Tens
 def strip_rows(form: StandardForm, room: int) -> int:
     """Return how many rows of code positions a strip may have for its maps in float64 to take `room` bytes."""
     atoms, grid = form.code_shapes[0][0], form.code_shapes[0][1:]
-    row = 8 * _STRIP_MAPS * atoms * math.prod(grid[1:])
+    columns = 2 * form.operator.dictionaries[0].weight[0].numel()  # to which a convolution unfolds on a CPU
+    row = 8 * (_STRIP_MAPS * atoms + columns) * math.prod(grid[1:])
     return max(1, min(grid[0], room // row))
 
 

@@ -67,8 +67,16 @@ def memory_need(form: StandardForm, solver: Solver[Any]) -> MemoryNeed:
     codes = sum(math.prod(shape) for shape in form.code_shapes)
     data = sum(math.prod(block.shape[1:]) for block in form.data)
     shared, step = solver.workspace(form)
-    certificate = 8 * (_CERTIFICATE_MAPS * codes + 4 * data)
+    certificate = 8 * (_CERTIFICATE_MAPS * codes + 4 * data + _columns(form))
     return MemoryNeed(item * codes, (_KEPT_MAPS - 1) * item * codes + max(step, certificate), shared, form.batch)
+
+
+def _columns(form: StandardForm) -> int:
+    """Return the entries of the largest matrix of columns that a convolution in `form` unfolds to on a CPU."""
+    layers = form.operator.dictionaries
+    kernels = [layer.weight[0].numel() if layer.event_axes > 1 else 0 for layer in layers]
+    # Twice: unfolded, and as the matrix product wants it.
+    return 2 * max(n * math.prod(shape[1:]) for n, shape in zip(kernels, form.code_shapes, strict=True))
 
 
 def parse_memory(name: str, value: int | float | str | None) -> int | None:

@@ -149,6 +149,11 @@ def _require_finite_dictionaries(problem: Problem) -> None:
 def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
     if isinstance(problem, ConvexProblem):
         return _solve_convex(problem, signal, settings, start)
+    if settings.max_memory is not None:
+        raise UnsupportedError(
+            f"max_memory is for dsc.Lasso, dsc.JointLasso and dsc.LayeredLasso, and the problem is a "
+            f"{type(problem).__name__}; leave it out and pass fewer samples at once"
+        )
     if isinstance(problem, BasisPursuit):
         return _solve_pursuit(problem, signal, settings, start)
     if isinstance(problem, SparseApproximation):
