@@ -13,7 +13,7 @@ import deep_sparse_coding as dsc
 
 DOCS = Path(__file__).parent.parent / "docs"
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
-PAGES = ["how-to-choose-a-solver.md", "did-it-converge.md"]
+PAGES = ["how-to-choose-a-solver.md", "did-it-converge.md", "how-to-read-a-guarantee.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

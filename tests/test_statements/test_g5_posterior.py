@@ -84,7 +84,8 @@ def stages(problem: ConvexProblem, signal: Tensor, codes: Tensor) -> tuple[Spher
     rounding = Rounding.of(form)
     found = sphere(form, blocks, rounding)
     zeros = join(found.zeros)
-    places = locate(Flat.of(form, rounding), join(blocks), found, zeros, torch.ones(form.batch, dtype=torch.bool))
+    every = torch.ones(form.batch, dtype=torch.bool)
+    places = locate(Flat.of(form, rounding), join(blocks), found.center, found.radius, zeros, every)
     return found, places, zeros
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deep_sparse_coding.dictionaries import DenseDictionary
-from deep_sparse_coding.networks.convergence import LayerRecursion, layer_recursion
-from deep_sparse_coding.networks.hypotheses import layer_hypotheses
+from deep_sparse_coding.guarantees.hypotheses import layer_hypotheses
+from deep_sparse_coding.guarantees.recursion import LayerRecursion, layer_recursion
 
 SEEDS = st.integers(0, 2**31 - 1)
 

@@ -11,6 +11,7 @@ import torch
 
 from deep_sparse_coding.checks import per_layer, require_integer
 from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, DenseDictionary, Dictionary
+from deep_sparse_coding.dictionaries.boundaries import cut_atoms_have_no_lags
 from deep_sparse_coding.dictionaries.coherence import one_sided_babel
 
 _EPS = torch.finfo(torch.float64).eps
@@ -41,6 +42,13 @@ class Atoms:
     def babel(self, s: int) -> float:
         """Return ``μ_1(s)``."""
         return self.dictionary.babel(s)
+
+    def babel_mass(self, mass: float) -> float:
+        """Return μ_1 interpolated: the most that weights in [0, 1] of total `mass` gather in a row of |G|."""
+        whole = math.floor(mass)
+        part = mass - whole
+        value = self.babel(whole)
+        return (1 - part) * value + part * self.babel(whole + 1) if part else value
 
     def one_sided(self, negative: int, positive: int) -> float:
         """Return ``max_i (top_negative(G⁻_il) + top_positive(G⁺_il))``, l ≠ i."""
@@ -84,13 +92,14 @@ def circular_hypotheses(layers: Sequence[tuple[str, Dictionary]]) -> tuple[str, 
 def composite(model: Cascade, first: int, last: int) -> Atoms | None:
     """Return ``D_first ··· D_last`` (counted from 1) as one dictionary, or None if a column may be zero.
 
-    Convolutional layers compose to one of stride ``Π q_j`` (None if their boundaries differ). The rounding error of the
-    products is carried along.
+    Convolutional layers compose to one of stride ``Π q_j`` (None if their boundaries differ, or cut atoms off: a layer
+    between them then cuts what no single one would). The rounding error of the products is carried along.
     """
     layers = model.layers[first - 1 : last]
     if len(layers) == 1:
         return Atoms(layers[0])
-    if len({layer.boundary for layer in layers}) > 1:
+    boundaries = {layer.boundary for layer in layers}
+    if len(boundaries) > 1 or "same" in boundaries:
         return None
     exact = Cascade([layer.cast(torch.float64) for layer in layers])
     atoms = exact.effective()
@@ -126,3 +135,22 @@ def counted(counts: Sequence[int], stripes: bool) -> str:
         return f"{counts[0]} {unit}"
     rest = "".join(f", {s} in layer {j}" for j, s in enumerate(counts[1:], start=2))
     return f"{counts[0]} {unit} in layer 1{rest}"
+
+
+def norm_ratio(dictionary: Dictionary) -> float:
+    """Return ``max‖d_i‖ / min‖d_i‖``, rounded up."""
+    low, high = norm_range(dictionary)
+    return high / low * (1 + _EPS)
+
+
+def norm_range(dictionary: Dictionary) -> tuple[float, float]:
+    """Return the smallest atom's norm, rounded down, and the largest's, rounded up.
+
+    Raises:
+        UnsupportedError: A border cuts atoms off, of which none is known to be long.
+    """
+    if dictionary.boundary == "same":
+        raise cut_atoms_have_no_lags(dictionary.boundary)
+    norms = dictionary.column_norms()
+    error = (dictionary.analysis_terms + 4) * _EPS
+    return float(norms.min()) * (1 - error), float(norms.max()) * (1 + error)

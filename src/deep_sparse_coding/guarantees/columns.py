@@ -11,7 +11,7 @@ import torch
 
 from deep_sparse_coding.dictionaries import ConvDictionary, Dictionary
 from deep_sparse_coding.problems import StandardForm
-from deep_sparse_coding.problems.operators import ChainOperator, Operator, SingleOperator
+from deep_sparse_coding.problems.operators import ChainOperator, Operator, RidgeOperator, SingleOperator
 
 # More entries than these in the columns of one sample are not written out (about 1 GB with their row numbers).
 _MOST_ENTRIES = 60_000_000
@@ -66,13 +66,15 @@ def _layers(operator: Operator) -> tuple[Dictionary, ...]:
         return (operator.dictionary,)
     if isinstance(operator, ChainOperator):
         return operator.layers
+    if isinstance(operator, RidgeOperator):
+        return _layers(operator.inner)
     raise TypeError(f"no columns of a {type(operator).__name__}")
 
 
 def _sparse_columns(form: StandardForm, sample: int, index: np.ndarray) -> Any:
     from scipy import sparse
 
-    operator = form.operator
+    operator = form.operator.inner if isinstance(form.operator, RidgeOperator) else form.operator
     layers = _layers(operator)
     beta = operator.beta if isinstance(operator, ChainOperator) else (1.0,) * len(layers)
     coupling = operator.coupling if isinstance(operator, ChainOperator) else 0.0
@@ -96,6 +98,10 @@ def _sparse_columns(form: StandardForm, sample: int, index: np.ndarray) -> Any:
             values.append(np.full(len(own), coupling * math.sqrt(beta[j + 1])))
             rows.append(own + tops[j + 1])
             columns.append(inside)
+    if isinstance(form.operator, RidgeOperator):
+        values.append(np.full(len(index), math.sqrt(form.operator.ridge)))
+        rows.append(index + tops[-2])
+        columns.append(np.arange(len(index)))
     triplets = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     # Duplicate places (an atom that wraps onto itself) are added up.
     return sparse.coo_array(triplets, shape=(int(tops[-1]), len(index))).tocsc()
@@ -104,12 +110,21 @@ def _sparse_columns(form: StandardForm, sample: int, index: np.ndarray) -> Any:
 def _kernels_at(
     layer: ConvDictionary, flat: np.ndarray, code_shape: tuple[int, ...], signal_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the entries of atoms at code positions `flat` and their flat places in the signal, ``(k, entries)``."""
+    """Return the entries of atoms at code positions `flat` and their flat places in the signal, ``(k, entries)``.
+
+    What a border cuts off is 0, at the nearest place: one farther off would couple columns that share none.
+    """
     atom, *position = np.unravel_index(flat, code_shape)
     kernels = layer.kernels.detach().double().cpu().numpy()
     offsets = np.indices(kernels.shape[1:]).reshape(kernels.ndim - 1, -1)
     place = np.broadcast_to(offsets[0], (len(flat), offsets.shape[1]))
-    for axis, (p, q) in enumerate(zip(position, layer.stride, strict=True), start=1):
-        along = (p * q)[:, None] + offsets[axis][None, :]
-        place = place * signal_shape[axis] + along % signal_shape[axis]
-    return kernels.reshape(len(kernels), -1)[atom], place
+    entries = kernels.reshape(len(kernels), -1)[atom]
+    axes = zip(position, layer.stride, layer.padding, strict=True)
+    for axis, (p, q, (before, _)) in enumerate(axes, start=1):
+        n = signal_shape[axis]
+        along = (p * q)[:, None] + offsets[axis][None, :] - before
+        if layer.boundary == "same":
+            entries = np.where((along >= 0) & (along < n), entries, 0.0)
+            along = along.clip(0, n - 1)
+        place = place * n + along % n
+    return entries, place

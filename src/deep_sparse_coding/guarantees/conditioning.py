@@ -97,6 +97,35 @@ def factorize(columns: Any, terms: int) -> Factorization:
     return _banded(gram, diagonal, trace, entry_error)
 
 
+def largest_square(columns: Any, terms: int) -> float:
+    """Return a proved upper bound of ``‖B‖²``: a Cholesky factorization of ``τI - G``, else the largest row sum of |G|.
+
+    Args:
+        columns: B, an array or a ``scipy.sparse`` matrix in CSC format, ``(rows, k)``, float64.
+        terms: As in `factorize`.
+
+    Source: Rump 2006.
+    """
+    from scipy import linalg
+
+    gram: Any = columns.T @ columns
+    k = gram.shape[0]
+    trace = float(gram.diagonal().sum()) * (1 + (terms + k) * _EPS)
+    slack = (k + 2 + terms) * _EPS * trace
+    bound = min(float(abs(gram).sum(axis=1).max()) * (1 + k * _EPS) + slack, trace)
+    if k > _SMALL:
+        return bound
+    full = gram if isinstance(gram, np.ndarray) else gram.toarray()
+    top = float(linalg.eigvalsh(full, subset_by_index=(k - 1, k - 1), check_finite=False)[0])
+    tau = top * (1 + 1e-12) + 2 * slack
+    try:
+        linalg.cholesky(tau * np.eye(k) - full, lower=True, overwrite_a=True, check_finite=False)
+    except linalg.LinAlgError:
+        return bound
+    # The shifted matrix has a trace of at most k·τ.
+    return min(bound, (tau + slack + (k + 2) * _EPS * k * tau) * (1 + 4 * _EPS))
+
+
 def _failure(reason: str) -> Factorization:
     return Factorization(0.0, 0.0, reason, lambda v: np.zeros_like(v))
 

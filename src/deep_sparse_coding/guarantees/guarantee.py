@@ -62,7 +62,7 @@ class Guarantee:
         conditions: Every condition that was tried; `decisive` lists those that carry the proof or made it fail.
         decisive: A subset of `conditions`: those that together prove the statement, or those that failed.
         hypotheses: What is taken for granted, such as the least size of a signal on a circular grid.
-        bounds: Numbers that follow, by name.
+        bounds: Numbers that follow, by name; printed rounded up.
         source: Theorem and paper.
     """
 
@@ -83,5 +83,16 @@ class Guarantee:
         others = [c for c in self.conditions if c not in self.decisive]
         lines += [f"  {'also' if c.holds else 'tried'} {c}" for c in others]
         lines += [f"  given {text}" for text in self.hypotheses]
-        lines += [f"  {name}: {value:g}" for name, value in self.bounds.items()]
+        lines += [f"  {name}: {rounded_up(value, 6):.6g}" for name, value in self.bounds.items()]
         return "\n".join([*lines, f"  source: {self.source}"])
+
+
+def rounded_up(value: float, digits: int) -> float:
+    """Return a number of so many decimal digits that is not below `value`, for bounds that are printed."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    shown = float(f"{value:.{digits - 1}e}")
+    if shown < value:
+        step = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
+        shown = float(f"{shown + step:.{digits - 1}e}")
+    return shown

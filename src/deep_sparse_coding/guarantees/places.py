@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.problems import Blocks
+
 from .conditioning import factorize
 from .polish import Flat, vector
-from .sphere import EPS, Sphere, norm
+from .sphere import EPS, norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,8 @@ class Places:
         distance: ``‖x - x*‖ ≤ distance``; inf where not unique.
         center: x̄; 0 where not unique.
         reach: ``|x*_i - x̄_i| ≤ reach``; inf on E where not unique, 0 off E.
+        rows: Upper bounds of ``‖p_i‖``; inf on E where not unique, 0 off E.
+        error: The rounding error in x̄, in ℓ2.
         reasons: Why uniqueness is not proved, sample by sample.
     """
 
@@ -32,10 +36,12 @@ class Places:
     distance: Tensor
     center: Tensor
     reach: Tensor
+    rows: Tensor
+    error: Tensor
     reasons: tuple[str, ...]
 
 
-def locate(flat: Flat, codes: Tensor, found: Sphere, zeros: Tensor, todo: Tensor) -> Places:
+def locate(flat: Flat, codes: Tensor, center: Blocks, radius: Tensor, zeros: Tensor, todo: Tensor) -> Places:
     """Prove uniqueness and places: ``A_E`` injective ⇒ ``‖x* - x̄‖ ≤ R/σ_min``, ``|x*_i - x̄_i| ≤ R‖p_i‖``.
 
     ``x̄ = A_E^†(b - c) = x_E + A_E^†(b - c - A x_E)``, so that nothing large cancels.
@@ -43,8 +49,9 @@ def locate(flat: Flat, codes: Tensor, found: Sphere, zeros: Tensor, todo: Tensor
     Args:
         flat: The problem.
         codes: x, ``(batch, entries)``.
-        found: The sphere that x proves.
-        zeros: Its certain zeros, ``(batch, entries)``; E is the rest.
+        center: c, of a sphere that holds the dual solution.
+        radius: R, per sample.
+        zeros: Certain zeros, ``(batch, entries)``; E is the rest.
         todo: For which samples.
 
     Source: "Uniqueness" and "Where it is" in G5 of docs/theory.md.
@@ -53,32 +60,78 @@ def locate(flat: Flat, codes: Tensor, found: Sphere, zeros: Tensor, todo: Tensor
     batch = len(codes)
     inside = torch.where(zeros, 0.0, codes)
     blocks = flat.split(inside)
-    rest = tuple(b - c - a for b, c, a in zip(form.data, found.center, form.operator.synthesize(blocks), strict=True))
-    lost = rounding.residual(form, blocks) + rounding.synthesis * norm(found.center)
+    rest = tuple(b - c - a for b, c, a in zip(form.data, center, form.operator.synthesize(blocks), strict=True))
+    lost = rounding.residual(form, blocks) + rounding.synthesis * norm(center)
     outside = torch.where(zeros, codes, 0.0).norm(dim=1)
     unique = torch.zeros(batch, dtype=torch.bool, device=codes.device)
     sigma, distance = codes.new_zeros(batch), codes.new_full((batch,), math.inf)
-    center, reach = torch.zeros_like(codes), codes.new_zeros(codes.shape).masked_fill(~zeros, math.inf)
+    middle, reach = torch.zeros_like(codes), codes.new_zeros(codes.shape).masked_fill(~zeros, math.inf)
+    lengths, errors = reach.clone(), codes.new_zeros(batch)
     reasons = [""] * batch
     for sample in todo.nonzero().flatten().tolist():
-        radius = float(found.radius[sample])
-        if not math.isfinite(radius):
+        size = float(radius[sample])
+        if not math.isfinite(size):
             reasons[sample] = "codes or signal are not finite, too small to be resolved, or violate a constraint"
             continue
         index = (~zeros[sample]).nonzero().flatten()
         at = index.cpu().numpy()
-        answer = _one(flat, sample, at, vector(rest, sample), float(lost[sample]), radius)
+        answer = _one(flat, sample, at, vector(rest, sample), float(lost[sample]), size)
         if isinstance(answer, str):
             reasons[sample] = answer
             continue
         step, error, rows, low = answer
         unique[sample], sigma[sample] = True, low
-        center[sample, index] = inside[sample, index] + torch.from_numpy(step).to(codes.device)
-        reach[sample, index] = torch.from_numpy(radius * rows + error).to(codes.device)
+        middle[sample, index] = inside[sample, index] + torch.from_numpy(step).to(codes.device)
+        reach[sample, index] = torch.from_numpy(size * rows + error).to(codes.device)
+        lengths[sample, index], errors[sample] = torch.from_numpy(rows).to(codes.device), error
         moved = math.hypot(float(np.linalg.norm(step)), float(outside[sample]))
-        spread = radius / low if len(at) else 0.0
+        spread = size / low if len(at) else 0.0
         distance[sample] = (moved + error + spread) * (1 + (len(at) + 16) * EPS)
-    return Places(unique, sigma, distance, center, reach, tuple(reasons))
+    return Places(unique, sigma, distance, middle, reach, lengths, errors, tuple(reasons))
+
+
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Where every entry of the minimizer is, ``(batch, entries)``.
+
+    Attributes:
+        zeros: ``x*_i = 0`` in every minimizer.
+        support: ``x*_i ≠ 0``.
+        signs: The sign of x*_i on the support, else 0; int8.
+        lower: ``x*_i ≥ lower``.
+        upper: ``x*_i ≤ upper``.
+    """
+
+    zeros: Tensor
+    support: Tensor
+    signs: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def of(
+        cls, zeros: Tensor, middle: Tensor, reach: Tensor, signed: Tensor, correlation: Tensor, nonnegative: bool
+    ) -> Intervals:
+        """Return the intervals ``x̄ ± reach``, cut by the signs that are excluded.
+
+        Args:
+            zeros: Certain zeros.
+            middle: x̄.
+            reach: How far the minimizer is from it; inf where nothing is known.
+            signed: Entries whose sign is that of the correlation wherever they are not zero.
+            correlation: ``Aᵀ c``.
+            nonnegative: Whether codes are at or above zero.
+        """
+        reach = torch.where(zeros, 0.0, reach + 4 * EPS * (middle.abs() + reach))
+        lower, upper = middle - reach, middle + reach
+        if nonnegative:
+            lower = lower.clamp_min(0.0)
+        else:
+            lower = torch.where(signed & (correlation > 0), lower.clamp_min(0.0), lower)
+            upper = torch.where(signed & (correlation < 0), upper.clamp_max(0.0), upper)
+        support = (lower > 0) | (upper < 0)
+        signs = torch.where(support, torch.where(lower > 0, 1, -1), 0).to(torch.int8)
+        return cls(zeros, support, signs, lower, upper)
 
 
 def _one(

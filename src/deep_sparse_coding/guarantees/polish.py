@@ -85,6 +85,7 @@ class Candidate:
         support: T.
         exact: Proved, per sample.
         error: ``‖p - x*‖ ≤ error`` where proved.
+        residual_error: ``‖(b - A p) - θ*‖ ≤ residual_error`` where proved, the residual computed.
         sigma: A lower bound of ``σ_min(A_T)``; 0 where no solve succeeded.
         signs: σ on T; at violators the sign of ``a_iᵀ(b - A p)``.
         violators: Entries off T where ``|a_iᵀ(b - A p)| > w_i``.
@@ -94,6 +95,7 @@ class Candidate:
     support: Tensor
     exact: Tensor
     error: Tensor
+    residual_error: Tensor
     sigma: Tensor
     signs: Tensor
     violators: Tensor
@@ -106,6 +108,7 @@ class Candidate:
             torch.where(rows, other.support, self.support),
             torch.where(where, other.exact, self.exact),
             torch.where(where, other.error, self.error),
+            torch.where(where, other.residual_error, self.residual_error),
             torch.where(where, other.sigma, self.sigma),
             torch.where(rows, other.signs, self.signs),
             torch.where(rows, other.violators, self.violators),
@@ -140,12 +143,13 @@ def polish(flat: Flat, support: Tensor, signs: Tensor, zeros: Tensor, todo: Tens
             codes[sample, where] = torch.from_numpy(values).to(codes.device)
             final[sample, where] = True
             sigma[sample], trace[sample] = low, total
-    exact, error, correlation = _verify(flat, codes, final, torch.where(final, signs, 0.0), zeros, sigma, trace)
+    exact, error, moved, correlation = _verify(flat, codes, final, torch.where(final, signs, 0.0), zeros, sigma, trace)
     exact &= (sigma > 0) & todo
     value = correlation if flat.form.nonnegative else correlation.abs()
     violators = ~final & ~zeros & (value > flat.weights)
     signs = torch.where(violators, correlation.sign(), signs)
-    return Candidate(codes, final, exact, torch.where(exact, error, math.inf), sigma, signs, violators)
+    error, moved = (torch.where(exact, bound, math.inf) for bound in (error, moved))
+    return Candidate(codes, final, exact, error, moved, sigma, signs, violators)
 
 
 def refine(flat: Flat, support: Tensor, signs: Tensor, zeros: Tensor, todo: Tensor, rounds: int) -> Candidate:
@@ -197,8 +201,8 @@ def _solve(
 
 def _verify(
     flat: Flat, codes: Tensor, support: Tensor, signs: Tensor, zeros: Tensor, sigma: Tensor, trace: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return whether codes are x*, how far rounding leaves them from it, per sample, and ``Aᵀ(b - A p)``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return whether codes are x*, how far rounding leaves them from it, their residual, and ``Aᵀ(b - A p)``."""
     form, rounding = flat.form, flat.rounding
     blocks = flat.split(codes)
     residual = form.residual(blocks)
@@ -213,11 +217,12 @@ def _verify(
     error = torch.where(support.any(1), (defect / sigma + lost) / sigma, 0.0) * (1 + 16 * EPS)
     bound = support & ((flat.weights > 0) | form.nonnegative)
     right = ~bound | (signs * codes >= error[:, None])
-    moved = torch.where(support.any(1), defect / sigma, 0.0) + 2 * lost + rounding.analysis * size
+    shift = torch.where(support.any(1), defect / sigma, 0.0) + 2 * lost
+    moved = shift + rounding.analysis * size
     value = correlation if form.nonnegative else correlation.abs()
     reach = flat.norms * moved[:, None] * (1 + 16 * EPS)
     strict = support | zeros | (value + reach + EPS * value.abs() < flat.weights)
-    return (right & strict).all(1) & torch.isfinite(error), error, correlation
+    return (right & strict).all(1) & torch.isfinite(error), error, shift * (1 + 16 * EPS), correlation
 
 
 def join(blocks: Blocks) -> Tensor:

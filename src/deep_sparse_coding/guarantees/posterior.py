@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.errors import ParameterError, UnsupportedError
-from deep_sparse_coding.problems import Codes, ConvexProblem, LayeredLasso, Problem
+from deep_sparse_coding.problems import (
+    BasisPursuit,
+    Codes,
+    ConvexProblem,
+    LayeredBasisPursuit,
+    LayeredLasso,
+    Problem,
+)
 
-from .places import Places, locate
-from .polish import Candidate, Flat, Polished, join, polish, refine
-from .sphere import EPS, Rounding, Sphere, sphere
+from .analysis import Analysis, analyze
+from .guarantee import rounded_up
+from .places import Intervals
+from .polish import Polished, join
+from .pursuit import analyze_pursuit
+from .widen import widen
 
 SOURCE = "G5 of docs/theory.md; gap-safe spheres: Ndiaye, Fercoq, Gramfort & Salmon 2017"
-# How often a guessed support is corrected before the proof is given up; each time costs one factorization.
-_CORRECTIONS = 4
 
 
 @runtime_checkable
@@ -55,7 +63,10 @@ class Posterior:
         upper: ``x*_i ≤ upper``.
         unique: True where there is exactly one minimizer, ``(*batch,)``, as are all the following.
         distance: ``‖x - x*‖_2 ≤ distance``; inf where `unique` is not proved.
-        radius: R, of the sphere that holds the dual solution.
+        distances: ``‖x_j - x*_j‖_2`` per layer, x* the optimum of the whole problem: one tensor for every layer of a
+            joint problem; for one layer of a layered problem a single one, relative to nothing (the codes of all
+            layers below at their optimum); inf where that is not proved.
+        radius: R, of the sphere that holds the dual solution (basis pursuit: the residual of all minimizers).
         gap: ``P(x) - P* ≤ gap``, rounding included.
         smallest_singular: A proved lower bound of ``σ_min(A_E)`` on the atoms E that are not certain zeros; 0 where
             none is proved, inf where E is empty.
@@ -71,6 +82,7 @@ class Posterior:
     upper: Codes
     unique: Tensor
     distance: Tensor
+    distances: tuple[Tensor, ...]
     radius: Tensor
     gap: Tensor
     smallest_singular: Tensor
@@ -114,7 +126,8 @@ def posterior(solution: HasCodes) -> Posterior | tuple[Posterior, ...]:
     A sphere around the dual solution gives certain zeros; the atoms that remain give uniqueness, intervals and a
     distance if they are proved linearly independent. One linear solve on the codes' support often gives the minimizer
     itself, and its optimality conditions, checked with all rounding errors, then prove everything at once. Computed in
-    float64 for the problem as its tensors hold it.
+    float64 for the problem as its tensors hold it. For basis pursuit the sphere holds the residual that all minimizers
+    share (G6), and there is no polish.
 
     Args:
         solution: Anything with `problem`, `signal` and `codes`: what `solve` or `certify` returned.
@@ -124,9 +137,9 @@ def posterior(solution: HasCodes) -> Posterior | tuple[Posterior, ...]:
 
     Raises:
         ParameterError: Bare codes, or anything else without problem, signal and codes.
-        UnsupportedError: A problem that is neither convex nor layered.
+        UnsupportedError: A problem with ℓ0, or with box constraints or groups.
 
-    Source: G5 of docs/theory.md.
+    Source: G5 to G7 of docs/theory.md.
     """
     if not isinstance(solution, HasCodes):
         raise ParameterError(
@@ -136,99 +149,82 @@ def posterior(solution: HasCodes) -> Posterior | tuple[Posterior, ...]:
     problem = solution.problem
     signal = problem.check_signal(solution.signal)
     with torch.no_grad():
-        if isinstance(problem, ConvexProblem):
-            return _convex(problem, signal, solution.codes, "")
-        if isinstance(problem, LayeredLasso):
+        if isinstance(problem, ConvexProblem | BasisPursuit):
+            analysis = analyze_any(problem, signal, solution.codes)
+            return _assemble(analysis, "", analysis.distances())
+        if isinstance(problem, LayeredLasso | LayeredBasisPursuit):
             problem.pack(solution.codes, signal)
-            layers = problem.by_layer(solution.codes, signal)
-            return tuple(
-                _convex(stage, z.detach(), x, _relative_to(j))
-                for j, (stage, (_, x, z)) in enumerate(zip(problem.stages, layers, strict=True), start=1)
-            )
-    raise UnsupportedError(f"no posterior for a {type(problem).__name__}; expected a Lasso, JointLasso or LayeredLasso")
+            return _layered(problem, signal, solution.codes)
+    raise UnsupportedError(
+        f"no posterior for a {type(problem).__name__}; expected a Lasso, JointLasso, LayeredLasso, BasisPursuit or "
+        "LayeredBasisPursuit: for codes of an ℓ0 problem, dsc.prove.uniqueness and stability say what is known"
+    )
+
+
+def analyze_any(problem: Problem, signal: Tensor, codes: Codes) -> Analysis:
+    """Return what codes prove about the minimizer of a problem of one stage.
+
+    Raises:
+        UnsupportedError: A problem of another kind.
+    """
+    if isinstance(problem, ConvexProblem):
+        return analyze(problem, signal, codes)
+    if isinstance(problem, BasisPursuit):
+        return analyze_pursuit(problem, signal, codes)
+    raise UnsupportedError(f"nothing is proved after the fact for a {type(problem).__name__}")
+
+
+def _layered(problem: LayeredLasso | LayeredBasisPursuit, signal: Tensor, codes: Codes) -> tuple[Posterior, ...]:
+    """Return one posterior per layer; `distances` by G7: layer j at the optimum's input, which lies within δ_{j-1}."""
+    found: list[Posterior] = []
+    below: Tensor | None = None
+    for j, (stage, x, z) in enumerate(problem.by_layer(codes, signal), start=1):
+        analysis = analyze_any(stage, z.detach(), x)
+        if below is None:
+            below = analysis.distance()
+        elif isinstance(problem, LayeredLasso):
+            usable = torch.isfinite(below)
+            moved = widen(analysis, torch.where(usable, below, 0.0)).distance
+            below = torch.where(usable, moved, math.inf)
+        else:
+            # A fixed ε gives no Lipschitz constant: only an input that is exactly the optimum's passes on.
+            below = torch.where(below == 0, analysis.distance(), math.inf)
+        found.append(_assemble(analysis, _relative_to(j), (below,)))
+    return tuple(found)
 
 
 def _relative_to(layer: int) -> str:
     return "layer 1" if layer == 1 else f"layer {layer}, given the codes of layer {layer - 1}"
 
 
-def _convex(problem: ConvexProblem, signal: Tensor, codes: Codes, note: str) -> Posterior:
-    batch = problem.batch_shape(signal)
-    form = problem.exact_form(signal)
-    blocks = tuple(block.double() for block in problem.pack(codes, signal))
-    rounding = Rounding.of(form)
-    found = sphere(form, blocks, rounding)
-    flat = Flat.of(form, rounding)
-    x, zeros = join(blocks), join(found.zeros)
-
-    usable = torch.isfinite(x).all(1) & torch.isfinite(join(form.data)).all(1)
-    candidate = refine(flat, *_guess(flat, x, zeros), zeros, usable, _CORRECTIONS)
-    # A second guess for codes on another support: all atoms that may be active, with the signs that the sphere shows.
-    again = usable & ~candidate.exact & torch.isfinite(found.radius)
-    signs = join(found.correlation).sign() if not form.nonnegative else torch.ones_like(x)
-    second = polish(flat, ~zeros, signs, zeros, again)
-    candidate = candidate.replace(second, second.exact)
-    places = locate(flat, x, found, zeros, ~candidate.exact)
-    return _assemble(problem, batch, flat, x, found, zeros, candidate, places, note)
-
-
-def _guess(flat: Flat, x: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes' support and signs as a guess of the minimizer's, unpenalized atoms included."""
-    weights = flat.weights
-    if flat.form.nonnegative:
-        support = (x > 0) & ~zeros
-        return support, torch.ones_like(x)
-    return ((x != 0) & ~zeros) | (weights == 0), x.sign()
-
-
-def _assemble(
-    problem: ConvexProblem,
-    batch: tuple[int, ...],
-    flat: Flat,
-    x: Tensor,
-    found: Sphere,
-    zeros: Tensor,
-    candidate: Candidate,
-    places: Places,
-    note: str,
-) -> Posterior:
-    exact = candidate.exact[:, None]
-    zeros = torch.where(exact, ~candidate.support, zeros)
-    center = torch.where(exact, candidate.codes, places.center)
-    reach = torch.where(exact, candidate.error[:, None] * candidate.support, places.reach)
-    reach = torch.where(zeros, 0.0, reach + 4 * EPS * (center.abs() + reach))
-    lower, upper = center - reach, center + reach
-    # The sign of the correlation with the sphere's center is that of every non-zero entry within reach of it.
-    signed, correlation = join(found.signed), join(found.correlation)
-    if flat.form.nonnegative:
-        lower = lower.clamp_min(0.0)
-    else:
-        lower = torch.where(signed & (correlation > 0), lower.clamp_min(0.0), lower)
-        upper = torch.where(signed & (correlation < 0), upper.clamp_max(0.0), upper)
-    support = (lower > 0) | (upper < 0)
-    signs = torch.where(support, torch.where(lower > 0, 1, -1), 0).to(torch.int8)
-    moved = (x - candidate.codes).norm(dim=1) * (1 + (x.shape[1] + 8) * EPS)
-    distance = torch.where(candidate.exact, moved + candidate.error, places.distance)
-    sigma = torch.where(candidate.exact, candidate.sigma, places.sigma)
-    kept = torch.where(exact, candidate.codes, x)
-    reasons = tuple("" if done else text for done, text in zip(candidate.exact.tolist(), places.reasons, strict=True))
-
-    def shaped(joined: Tensor) -> Codes:
-        return problem.unpack(flat.split(joined), batch)
-
+def _assemble(analysis: Analysis, note: str, distances: tuple[Tensor, ...]) -> Posterior:
+    found, candidate, places, batch = analysis.found, analysis.candidate, analysis.places, analysis.batch
+    exact, one = analysis.exact, analysis.exact[:, None]
+    intervals = Intervals.of(
+        analysis.certain_zeros(),
+        torch.where(one, candidate.codes, places.center),
+        torch.where(one, candidate.error[:, None] * candidate.support, places.reach),
+        join(found.signed),
+        join(found.correlation),
+        analysis.flat.form.nonnegative,
+    )
+    sigma = torch.where(exact, candidate.sigma, places.sigma)
+    kept = torch.where(one, candidate.codes, analysis.codes)
+    reasons = tuple("" if done else text for done, text in zip(exact.tolist(), places.reasons, strict=True))
     return Posterior(
-        shaped(zeros),
-        shaped(support),
-        shaped(signs),
-        shaped(lower),
-        shaped(upper),
-        (candidate.exact | places.unique).reshape(batch),
-        distance.reshape(batch),
+        analysis.shaped(intervals.zeros),
+        analysis.shaped(intervals.support),
+        analysis.shaped(intervals.signs),
+        analysis.shaped(intervals.lower),
+        analysis.shaped(intervals.upper),
+        (exact | places.unique).reshape(batch),
+        analysis.distance().reshape(batch),
+        tuple(distance.reshape(batch) for distance in distances),
         found.radius.reshape(batch),
         found.gap.reshape(batch),
         sigma.reshape(batch),
         reasons,
-        Polished(shaped(kept), candidate.exact.reshape(batch), candidate.error.reshape(batch)),
+        Polished(analysis.shaped(kept), exact.reshape(batch), candidate.error.reshape(batch)),
         note,
     )
 
@@ -245,8 +241,4 @@ def _up(value: float) -> str:
     """Return a number in two digits, rounded up."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    shown = float(f"{value:.1e}")
-    if shown < value:
-        step = 10.0 ** (math.floor(math.log10(value)) - 1)
-        shown = float(f"{value + step:.1e}")
-    return f"{shown:.1e}"
+    return f"{rounded_up(value, 2):.1e}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.errors import UnsupportedError
 from deep_sparse_coding.problems import Blocks, StandardForm
 from deep_sparse_coding.problems.base import flat_sum, inner, penalty, per_sample, squared_norm
 from deep_sparse_coding.problems.operators import Operator
@@ -85,8 +86,16 @@ def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
         codes: x in float64.
         rounding: Of that form.
 
+    Raises:
+        UnsupportedError: Box constraints or groups.
+
     Source: G5 and "Rounding" of docs/theory.md; gap-safe spheres, Ndiaye, Fercoq, Gramfort & Salmon 2017.
     """
+    if form.beyond:
+        raise UnsupportedError(
+            f"nothing beyond the gap is proved for problems with {form.beyond}; expected a weighted ℓ1 norm, with or "
+            "without a ridge: dsc.certify(problem, signal, codes) gives the certificate"
+        )
     residual = form.residual(codes)
     residual_error = rounding.residual(form, codes)
     ray, free, defect = _ray(form, codes, residual, rounding)
@@ -158,7 +167,7 @@ def _ray(form: StandardForm, codes: Blocks, residual: Blocks, rounding: Rounding
     defect = residual[0].new_zeros(batch)
     if not any(bool(block.any()) for block in free):
         return residual, free, defect
-    signal = residual[0].clone()
+    signal = torch.cat([block.flatten(1) for block in residual], 1)
     shared = form.operator.matrix()
     patterns, which = torch.unique(free[0], dim=0, return_inverse=True)
     for index, pattern in enumerate(patterns):
@@ -172,7 +181,8 @@ def _ray(form: StandardForm, codes: Blocks, residual: Blocks, rounding: Rounding
                 defect[group] = math.inf  # only dense forms hold weights of zero
                 continue
             signal[group], defect[group] = _project(signal[group], matrix[:, pattern], rounding)
-    return (signal, *residual[1:]), free, defect
+    pieces = signal.split([block[0].numel() for block in residual], 1)
+    return tuple(piece.reshape(block.shape) for piece, block in zip(pieces, residual, strict=True)), free, defect
 
 
 def _project(signal: Tensor, atoms: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:

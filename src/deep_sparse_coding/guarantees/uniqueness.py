@@ -15,14 +15,15 @@ SOURCE = "G1 of docs/theory.md; Li, Feng & Zhou 2024, Theorem 1; Donoho & Elad 2
 
 
 @dataclass(frozen=True)
-class _Counts:
+class Counts:
     """How many non-zeros a solution at hand (`own`) and a rival have, in one layer."""
 
     own: int
     rival: int
 
-    def times(self, factor: int) -> _Counts:
-        return _Counts(self.own * factor, self.rival * factor)
+    def times(self, factor: int) -> Counts:
+        """Return both counts multiplied by a number of stripes."""
+        return Counts(self.own * factor, self.rival * factor)
 
 
 def uniqueness(
@@ -57,12 +58,12 @@ def uniqueness(
     depth = len(model)
     own = check_counts("sparsity", sparsity, depth)
     rival = own if rivals is None else check_counts("rivals", rivals, depth)
-    counts = [_Counts(s, k) for s, k in zip(own, rival, strict=True)]
+    counts = [Counts(s, k) for s, k in zip(own, rival, strict=True)]
 
-    forms = [_forms(Atoms(layer), counts[j], nonnegative, j + 1, "") for j, layer in enumerate(model.layers)]
-    tried = [condition for options in forms for condition in options]
+    options = [forms(Atoms(layer), counts[j], nonnegative, j + 1, "") for j, layer in enumerate(model.layers)]
+    tried = [condition for layer in options for condition in layer]
     spans = [(j, j + 1) for j in range(depth)]
-    decisive = [_sharpest(options) for options in forms]
+    decisive = [sharpest(layer) for layer in options]
     proved = all(condition.holds for condition in decisive)
     if not proved and depth > 1:
         route, more = _skip(model, counts, nonnegative, decisive)
@@ -79,7 +80,7 @@ def uniqueness(
     bounds = {
         f"largest κ proved for layer {j + 1} alone": float(
             largest_count(
-                lambda k, layer=layer: _sharpest(_forms(Atoms(layer), _Counts(k, k), nonnegative, 1, "")).holds,
+                lambda k, layer=layer: sharpest(forms(Atoms(layer), Counts(k, k), nonnegative, 1, "")).holds,
                 layer.gram_rows(slice(0, 1)).numel(),
             )
         )
@@ -96,7 +97,7 @@ def uniqueness(
     )
 
 
-def _forms(atoms: Atoms, counts: _Counts, nonnegative: bool, layer: int, prefix: str) -> list[Condition]:
+def forms(atoms: Atoms, counts: Counts, nonnegative: bool, layer: int, prefix: str) -> list[Condition]:
     """Return every form of G1's condition for one dictionary."""
     total = counts.own + counts.rival - 1
     name = f"{prefix}μ_1({total})"
@@ -115,12 +116,13 @@ def _forms(atoms: Atoms, counts: _Counts, nonnegative: bool, layer: int, prefix:
     return conditions
 
 
-def _sharpest(conditions: list[Condition]) -> Condition:
+def sharpest(conditions: Sequence[Condition]) -> Condition:
+    """Return the condition with the most room."""
     return max(conditions, key=lambda condition: condition.margin - condition.slack)
 
 
 def _skip(
-    model: Cascade, counts: list[_Counts], nonnegative: bool, direct: list[Condition]
+    model: Cascade, counts: list[Counts], nonnegative: bool, direct: list[Condition]
 ) -> tuple[list[tuple[tuple[int, int], Condition]] | None, list[Condition]]:
     """Return a route ``0 = a_0 < ... < a_r = J`` whose products all meet the condition, if any; and all tried."""
     depth = len(model)
@@ -140,13 +142,13 @@ def _skip(
     return routes.get(depth), tried
 
 
-def _product(model: Cascade, first: int, last: int, counts: _Counts, nonnegative: bool) -> Condition:
+def _product(model: Cascade, first: int, last: int, counts: Counts, nonnegative: bool) -> Condition:
     prefix = "".join(f"D_{j}" for j in range(first, last + 1)) + ": "
     atoms = composite(model, first, last)
     if atoms is None:
         return Condition(f"{prefix}a product without zero columns", float("nan"), 1.0, last)
     wider = counts.times(covers(model.layers[last - 1], atoms.dictionary))
-    return _sharpest(_forms(atoms, wider, nonnegative, last, prefix))
+    return sharpest(forms(atoms, wider, nonnegative, last, prefix))
 
 
 def _statement(own: tuple[int, ...], rival: tuple[int, ...] | None, conv: bool, nonnegative: bool) -> str:

@@ -1,4 +1,4 @@
-"""What a compiled network takes for granted about its signals, per layer, checked and in one place."""
+"""What a bound on computed codes takes for granted about signals, per layer, checked and in one place."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import cast
 
 import torch
 
-from ..checks import per_layer, require_integer, require_number
-from ..dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
-from ..dictionaries.stripes import covering_bound
-from ..errors import ParameterError
+from deep_sparse_coding.checks import per_layer, require_integer, require_number
+from deep_sparse_coding.dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
+from deep_sparse_coding.dictionaries.stripes import covering_bound
+from deep_sparse_coding.errors import ParameterError
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,23 @@ def layer_hypotheses(
     residuals = [require_number("epsilon", e, minimum=0) for e in _spread("epsilon", epsilon, count)]
     residuals[0] += require_number("noise", noise, minimum=0)
     one_sided = [_require_flag("nonnegative", flag) for flag in _spread("nonnegative", nonnegative, count)]
+    places = place_counts(cascade, stripes, place_sparsity)
+    return tuple(
+        LayerHypotheses(j + 1, stripes[j], amplitudes[j], residuals[j], places[j], one_sided[j]) for j in range(count)
+    )
+
+
+def place_counts(
+    cascade: Cascade, stripes: Sequence[int], place_sparsity: int | Sequence[int] | None
+) -> tuple[int | None, ...]:
+    """Return ``p_{j-1}`` for every layer j, None for the first: what is given, or the covering bound if it is smaller.
+
+    Raises:
+        ParameterError: A count below 1, or not one for each layer but the deepest.
+
+    Source: section 0 of docs/theory.md.
+    """
+    count = len(cascade)
     places: list[int | None] = [None]
     if count == 1 and place_sparsity not in (None, (), []):
         raise ParameterError(
@@ -110,9 +127,7 @@ def layer_hypotheses(
     for j, known in enumerate(given, start=1):
         covered = covering_bound(cascade.layers[j - 1], cascade.layers[j], stripes[j - 1])
         places.append(covered if known is None else min(known, covered))
-    return tuple(
-        LayerHypotheses(j + 1, stripes[j], amplitudes[j], residuals[j], places[j], one_sided[j]) for j in range(count)
-    )
+    return tuple(places)
 
 
 def _non_zeros(count: int) -> str:
