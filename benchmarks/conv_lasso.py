@@ -1,4 +1,4 @@
-"""Convolutional Lasso: the compiled solver against SPORCO's ADMM and this library's FISTA.
+"""Convolutional Lasso: the compiled solver against SPORCO's ADMM, alphacsc and this library's FISTA.
 
     python benchmarks/conv_lasso.py [--small] [--large] [--json PATH] [--threads 2] [--repeats 5]
 
@@ -8,6 +8,9 @@ method gets the loosest setting of a list whose objective, computed here in floa
 by at most 1e-4 of it: for us a tolerance (every time includes all certificates), for SPORCO a number of iterations at
 the best rho of a sweep (automatic adaptation on and off), for FISTA a number of steps. Settings are found before the
 timing; the timed runs are interleaved in one process and medians shown, in seconds and in seconds of CPU time.
+
+alphacsc codes time series only, so it gets one: the rows of a photograph, one after the other, under kernels of 64
+entries and boundary "valid", at the loosest tolerance of a list that reaches the same excess.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 EXCESS = 1e-4
-TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+TOLERANCES = (1e-1, 7e-2, 5e-2, 3e-2, 2e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 Solve = Callable[[], Any]
 
 
@@ -65,6 +69,13 @@ def photographs(size: int) -> list[Any]:
     china, flower = (load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg"))
     crops = [china[:size, :size], china[-size:, -size:], flower[-size:, 100 : 100 + size]]
     return [high_pass(crop).astype("float32") for crop in crops]
+
+
+def camera() -> Any:
+    """The photograph of 512² that scikit-image ships, high-passed."""
+    from skimage.data import camera as photograph
+
+    return high_pass(photograph() / 255).astype("float32")
 
 
 def learned_kernels(images: list[Any], atoms: int, k: int) -> Any:
@@ -161,6 +172,60 @@ def library(kernels: Any, image: Any, lam: float, solver: Any, tol: float, steps
         return dsc.solve(problem, signal, solver, tol=tol, max_steps=steps)
 
 
+def alphacsc(kernels: Any, series: Any, lam: float, tol: float) -> Any:
+    """Return the codes ``(atoms, positions)`` of a series by locally greedy coordinate descent."""
+    from alphacsc.update_z_multi import update_z_multi
+
+    options = {"tol": tol, "max_iter": 10**9}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codes, _, _ = update_z_multi(
+            series[None, None], kernels[:, None], lam, solver="lgcd", solver_kwargs=options, positive=False
+        )
+    return codes[0]
+
+
+def series_objective(kernels: Any, series: Any, codes: Any, lam: float) -> float:
+    """``½‖y - Σ d * x‖² + lam‖x‖₁`` on a line, in float64."""
+    import numpy as np
+
+    total = series.astype(np.float64)
+    for kernel, code in zip(kernels, codes, strict=True):
+        total = total - np.convolve(code.astype(np.float64), kernel.astype(np.float64))
+    return 0.5 * float((total**2).sum()) + lam * float(np.abs(codes).sum(dtype=np.float64))
+
+
+def compare_series(work: str, kernels: Any, series: Any, lam: float, repeats: int) -> list[Row]:
+    """Compare on a time series; both work in float64, as alphacsc does."""
+    import torch
+
+    import deep_sparse_coding as dsc
+
+    dictionary = dsc.ConvDictionary(torch.from_numpy(kernels)[:, None])
+    problem, signal = dsc.Lasso(dictionary, lam), torch.from_numpy(series)[None]
+
+    def value(codes: Any) -> float:
+        return series_objective(kernels, series, codes, lam)
+
+    def answer(tol: float) -> Solve:
+        def call() -> Any:
+            codes: Any = dsc.solve(problem, signal, dsc.ConvCoordinateDescent(), tol=tol).codes
+            return codes.numpy()
+
+        return call
+
+    best = value(answer(1e-8)())
+    target = best * (1 + EXCESS)
+    found = {"ours": loosest({f"tol {t:g}": answer(t) for t in TOLERANCES}, value, target)}
+    notes = {}
+    if installed("alphacsc"):
+        calls = {f"tol {t:g}": partial(alphacsc, kernels, series, lam, t * lam) for t in (0.3, 0.1, 0.03, 0.01, 1e-3)}
+        found["alphacsc LGCD"] = loosest(calls, value, target)
+    else:
+        notes["alphacsc LGCD"] = "not installed (pip install alphacsc)"
+    return measure(work, found, notes, value, best, repeats, ("ours", "alphacsc LGCD"))
+
+
 def loosest(calls: dict[str, Solve], value: Callable[[Any], float], target: float) -> tuple[str, Solve | None]:
     """Return the first call whose answer's objective is at most the target."""
     for name, call in calls.items():
@@ -201,6 +266,19 @@ def compare(work: str, kernels: Any, image: Any, lam: float, repeats: int, limit
         found["SPORCO ADMM"] = best_sporco(kernels, image, lam, target, limit)
     else:
         notes["SPORCO ADMM"] = "not installed (pip install sporco)"
+    return measure(work, found, notes, value, best, repeats, ("ours", "FISTA", "SPORCO ADMM"))
+
+
+def measure(
+    work: str,
+    found: dict[str, tuple[str, Solve | None]],
+    notes: dict[str, str],
+    value: Callable[[Any], float],
+    best: float,
+    repeats: int,
+    names: tuple[str, ...],
+) -> list[Row]:
+    """Time the settings that were found, in turns, and return a row for every method."""
     runs = {name: call for name, (_, call) in found.items() if call is not None}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
@@ -209,7 +287,7 @@ def compare(work: str, kernels: Any, image: Any, lam: float, repeats: int, limit
     wall = {name: statistics.median(t[0] for t in seen) for name, seen in times.items()}
     cpu = {name: statistics.median(t[1] for t in seen) for name, seen in times.items()}
     rows = []
-    for name in ("ours", "FISTA", "SPORCO ADMM"):
+    for name in names:
         setting = found[name][0] if name in found else ""
         excess = value(runs[name]()) / best - 1 if name in runs else None
         ratio, cpu_ratio = (t[name] / t["ours"] if name in runs and "ours" in runs else None for t in (wall, cpu))
@@ -230,7 +308,7 @@ def show(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="one photograph of 128², 16 kernels")
-    parser.add_argument("--large", action="store_true", help="also one crop of 400² with 64 kernels")
+    parser.add_argument("--large", action="store_true", help="also 512² (400² without scikit-image), 64 kernels")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
@@ -245,9 +323,14 @@ def main() -> None:
     if not installed("sklearn"):
         sys.exit("the photographs need scikit-learn (pip install scikit-learn pillow)")
     start = time.perf_counter()
-    from deep_sparse_coding.solvers._kernels_conv import solve_images
+    from deep_sparse_coding.solvers._kernels_conv import Picture, solve_images
 
-    solve_images(np.ones((1, 1, 2, 2)), np.ones((1, 1, 9, 9)), np.full((1, 1, 1, 1), 0.1), np.zeros((1, 1, 8, 8)))
+    for kind, tol in (("float32", 1e-2), ("float64", 1e-6)):
+        shapes = ((1, 1, 2, 2), (1, 1, 9, 9), (1, 1, 1, 1), (1, 1, 8, 8))
+        kernels, image, weight, codes = (
+            np.full(shape, i, kind) for shape, i in zip(shapes, (1, 1, 0.1, 0), strict=True)
+        )
+        solve_images(Picture(kernels, image, weight, codes), tol=tol)
     first = time.perf_counter() - start
     print(f"first call (import, compile or load from the cache): {first:.2f} s\n")
     size, atoms = (128, 16) if options.small else (256, 32)
@@ -260,14 +343,23 @@ def main() -> None:
         for i, image in enumerate(images[: 1 if options.small else 3])
     ]
     if options.large:
-        big = photographs(400)
-        works.append(("400² #1 learned lam 0.05", learned_kernels(big, 64, 8), big[0], 0.05))
+        big = [camera()] if installed("skimage") else photographs(400)[:1]
+        many = learned_kernels(big, 64, 8)
+        works += [(f"{len(big[0])}² 64 learned lam {lam}", many, big[0], lam) for lam in (0.2, 0.05)]
     print(
         f"{'work':<26} {'method':<12} {'setting':<26} {'seconds':>8} {'CPU':>8} {'excess':>9} {'ratio':>8} {'CPU':>8}"
     )
     rows: list[Row] = []
     for work, kernels, image, lam in works:
         for row in compare(work, kernels, image, lam, options.repeats, options.limit):
+            rows.append(row)
+            print(show(row), flush=True)
+    if not options.small:
+        line = images[0].astype(np.float64).reshape(-1)
+        windows = np.random.default_rng(0).choice(len(line) - 64, 4000, replace=False)
+        strong = sorted((line[i : i + 64] for i in windows), key=lambda part: -float(part @ part))[:8]
+        series = np.stack([part / np.linalg.norm(part) for part in strong])
+        for row in compare_series("65,536 in line, lam 0.2", series, line, 0.2, options.repeats):
             rows.append(row)
             print(show(row), flush=True)
     if options.json:

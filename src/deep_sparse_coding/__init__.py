@@ -49,11 +49,15 @@ from .problems import Lasso as Lasso
 from .problems import LayeredBasisPursuit as LayeredBasisPursuit
 from .problems import LayeredLasso as LayeredLasso
 from .problems import LayeredSparseApproximation as LayeredSparseApproximation
+from .problems import MultiLayerLasso as MultiLayerLasso
 from .problems import Problem as Problem
 from .problems import SparseApproximation as SparseApproximation
+from .solvers import ADMM as ADMM
 from .solvers import FISTA as FISTA
 from .solvers import IHT as IHT
 from .solvers import ISTA as ISTA
+from .solvers import MLFISTA as MLFISTA
+from .solvers import MLISTA as MLISTA
 from .solvers import OMP as OMP
 from .solvers import ChosenLam as ChosenLam
 from .solvers import ConvCoordinateDescent as ConvCoordinateDescent
@@ -61,6 +65,7 @@ from .solvers import CoordinateDescent as CoordinateDescent
 from .solvers import CoSaMP as CoSaMP
 from .solvers import Exhaustive as Exhaustive
 from .solvers import Homotopy as Homotopy
+from .solvers import JointCoordinateDescent as JointCoordinateDescent
 from .solvers import Path as Path
 from .solvers import Progress as Progress
 from .solvers import Solution as Solution

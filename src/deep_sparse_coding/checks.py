@@ -117,6 +117,8 @@ def require_finite_atoms(name: str, weight: Tensor) -> None:
     Raises:
         DictionaryError: With the number and the first place of those that are not.
     """
+    if bool(torch.isfinite(weight.sum())):  # one pass: a sum with NaN or an infinity in it is not finite
+        return
     bad = (~torch.isfinite(weight)).nonzero()
     if len(bad):
         raise DictionaryError(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.problems import assess
-from deep_sparse_coding.solvers._kernels_conv import assess_images, solve_images
-from deep_sparse_coding.solvers.convolutional import assess_convolution
+from deep_sparse_coding.solvers import _kernels_image
+from deep_sparse_coding.solvers._kernels_conv import Picture, assess_images, solve_images
 from operators import OPERATORS, Operator
 from references import explicit_matrix, kkt_violation, lasso_objective, sklearn_lasso
 from strategies import normal, rng
@@ -95,7 +95,7 @@ def test_weights_per_entry_and_forbidden_entries(operator: Operator) -> None:
     assert not codes[:, torch.isinf(weights)].any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=SEEDS, nonnegative=st.booleans())
 def test_large_images_equal_fista(seed: int, nonnegative: bool) -> None:
     dictionary, signal = images(seed)
@@ -124,24 +124,91 @@ def test_precisions_boundaries_and_strides(boundary: str, dtype: torch.dtype) ->
         assert float(ours.certificate.objective) == pytest.approx(want, rel=2e-6)
 
 
+@zeros_are_fine
+@each_taken
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_masks_against_scikit_learn(operator: Operator, per_sample: bool, nonnegative: bool) -> None:
+    dictionary = operator.build()
+    matrix, signal = explicit_matrix(dictionary, operator.size), signals(dictionary, operator.size, 8)
+    event = tuple(signal.shape[1:])
+    mask = torch.rand((2, *event) if per_sample else event, generator=rng(9)) < 0.6
+    lam = 0.1 * float(dsc.Lasso(dictionary, 1.0, mask=mask).lam_max(signal).max())
+    problem = dsc.Lasso(dictionary, lam, mask=mask, nonnegative=nonnegative)
+    solution = dsc.solve(problem, signal, SOLVER, tol=1e-10)
+    for i in range(2):
+        seen = (mask[i] if per_sample else mask).flatten().double()
+        here, data = seen[:, None] * matrix, seen * signal[i].flatten()
+        w = torch.full((here.shape[1],), lam, dtype=torch.float64)
+        best = sklearn_lasso(here, data, w, nonnegative=nonnegative)
+        want = lasso_objective(here, data, best, w)
+        assert lasso_objective(here, data, blocks(solution)[i].flatten(), w) == pytest.approx(want, rel=1e-9, abs=1e-12)
+        assert relative_gap(here, data, blocks(solution)[i], w, nonnegative) < 1.1e-10
+    found = SOLVER.assess(problem.exact_form(signal), (blocks(solution),), 1e-9)
+    torch.testing.assert_close(found.objective, solution.certificate.objective, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "same", "circular"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masks_and_cut_atoms_equal_fista(boundary: str, dtype: torch.dtype) -> None:
+    kernels = normal(5, 2, 4, 5, generator=rng(1)).to(dtype)
+    for stride in ((1, 1), (2, 1), (1, 3), (5, 6)):
+        dictionary = dsc.ConvDictionary(kernels, stride=stride, boundary=boundary, normalize=True)
+        signal = normal(*dictionary.signal_shape((19, 11)), generator=rng(2)).to(dtype)
+        for mask in (None, torch.rand(signal.shape, generator=rng(3)) < 0.5):
+            lam = 0.2 * float(dsc.Lasso(dictionary, 1.0, mask=mask).lam_max(signal))
+            problem = dsc.Lasso(dictionary, lam, mask=mask)
+            ours = dsc.solve(problem, signal, SOLVER, tol=1e-6)
+            theirs = dsc.solve(problem, signal, dsc.FISTA(), tol=1e-6)
+            assert ours.converged.all()
+            want = float(theirs.certificate.objective)
+            assert float(ours.certificate.objective) == pytest.approx(want, rel=2e-6)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "same", "circular"])
+def test_what_was_not_observed_changes_no_bit(boundary: str) -> None:
+    dictionary, signal = images(21, 2, 40)
+    dictionary = dictionary.with_boundary(boundary)
+    mask = torch.rand(40, 40, generator=rng(1)) < 0.7
+    mask[10:25, 5:30] = False  # large enough that some kernels see nothing
+    problem = dsc.Lasso(dictionary, 0.2, mask=mask)
+    first = dsc.solve(problem, signal, SOLVER, tol=1e-7)
+    assert first.converged.all()
+    other = torch.where(mask, signal, 7.0 * normal(*signal.shape, generator=rng(2)))
+    again = dsc.solve(problem, other, SOLVER, tol=1e-7)
+    assert torch.equal(blocks(first), blocks(again))
+    # A mask of ones is none, up to the rounding of norms.
+    whole = dsc.solve(dsc.Lasso(dictionary, 0.2, mask=torch.ones(40, 40)), signal, SOLVER, tol=1e-9)
+    plain = dsc.solve(dsc.Lasso(dictionary, 0.2), signal, SOLVER, tol=1e-9)
+    torch.testing.assert_close(whole.certificate.objective, plain.certificate.objective, rtol=2e-9, atol=0)
+
+
 def run(signal: Tensor, dictionary: dsc.ConvDictionary, lam: float, **options: Any) -> tuple[Any, Any, Any]:
     grid = dictionary.code_shape(tuple(signal.shape[2:]))
     start = options.pop("start", np.zeros((len(signal), *grid)))
     weights = np.full((1, 1, 1, 1), lam)
-    return solve_images(dictionary.kernels.detach().numpy(), signal.numpy(), weights, start, **options)
+    names = ("stride", "ring", "nonnegative", "mask")
+    setting = {name: options.pop(name) for name in names if name in options}
+    picture = Picture(dictionary.kernels.detach().numpy(), signal.numpy(), weights, start, **setting)
+    return solve_images(picture, **options)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_threads_and_batches_change_no_bit(count: int) -> None:
+def test_threads_and_batches_change_no_bit(count: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels_image, "_SHARED", 0)  # every pass is shared, however short
     dictionary, signal = images(8, count, 70)
-    alone = run(signal, dictionary, 0.2, tol=1e-8, threads=1)
+    mask = (torch.rand(1, 1, 70, 70, generator=rng(1)) < 0.7).double() if masked else torch.ones(1, 1, 70, 70)
+    signal = signal * mask
+    options = {"tol": 1e-8, "mask": mask.numpy() if masked else None}
+    alone = run(signal, dictionary, 0.2, threads=1, **options)
     for threads in (1, 2, 3):
-        codes, rounds, gaps = run(signal, dictionary, 0.2, tol=1e-8, threads=threads)
+        codes, rounds, gaps = run(signal, dictionary, 0.2, threads=threads, **options)
         np.testing.assert_array_equal(codes, alone[0])
         np.testing.assert_array_equal(rounds, alone[1])
         assert gaps.max() <= 1e-8
     for i in range(count):
-        codes = run(signal[i : i + 1], dictionary, 0.2, tol=1e-8, threads=2)[0]
+        codes = run(signal[i : i + 1], dictionary, 0.2, threads=2, **options)[0]
         np.testing.assert_array_equal(codes[0], alone[0][i])
 
 
@@ -157,9 +224,8 @@ def test_the_compiled_certificate_equals_the_assessor(nonnegative: bool) -> None
         weights = np.full((1, 1, 1, 1), 0.3)
         ring = boundary == "circular"
         for threads in (1, 2):
-            objective, gap = assess_images(
-                kernels, signal.numpy(), weights, codes.numpy(), (2, 1), ring, nonnegative, threads
-            )
+            picture = Picture(kernels, signal.numpy(), weights, codes.numpy(), (2, 1), ring, nonnegative)
+            objective, gap = assess_images(picture, threads)
             np.testing.assert_allclose(objective, want.objective.numpy(), rtol=1e-12)
             np.testing.assert_allclose(gap, want.gap.numpy(), rtol=1e-10)
 
@@ -171,14 +237,17 @@ def test_the_assessment_of_a_form_sees_violations() -> None:
     codes = torch.zeros(3, 6, 8, 8, dtype=torch.float64)
     codes[1, 2, 3, 3], codes[2, 0, 1, 1] = 1.0, -1.0
     problem = dsc.Lasso(dictionary, 0.1, weights=weights, nonnegative=True)
-    found = assess_convolution(problem.form(signal), codes)
-    assert found is not None
-    want = assess(problem, signal, codes)
-    torch.testing.assert_close(found[0], want.objective)
-    torch.testing.assert_close(found[1], want.gap)
-    assert torch.isinf(found[0]).tolist() == [False, True, True]
-    dense = dsc.Lasso(dsc.DenseDictionary.random(4, 6, seed=0), 0.1)
-    assert assess_convolution(dense.form(torch.ones(1, 4)), torch.zeros(1, 6)) is None
+    found, want = SOLVER.assess(problem.exact_form(signal), (codes,), 1e-6), assess(problem, signal, codes)
+    torch.testing.assert_close(found.objective, want.objective)
+    torch.testing.assert_close(found.gap, want.gap)
+    assert torch.isinf(found.objective).tolist() == [False, True, True]
+    # What the kernels do not take is assessed all the same.
+    dense, signal = dsc.Lasso(dsc.DenseDictionary.random(4, 6, seed=0), 0.1), torch.ones(1, 4)
+    found, want = (
+        SOLVER.assess(dense.exact_form(signal), (torch.zeros(1, 6),), 1e-6),
+        assess(dense, signal, torch.zeros(1, 6)),
+    )
+    torch.testing.assert_close(found.gap, want.gap)
 
 
 def test_an_optimal_start_takes_no_step() -> None:
@@ -267,7 +336,7 @@ def test_empty_batch_and_read_only_input() -> None:
     kernels, data = dictionary.kernels.detach().numpy(), signal.numpy().copy()
     kernels.flags.writeable = data.flags.writeable = False
     weights = np.broadcast_to(np.float64(0.3), (1, 6, 1, 1))
-    assert solve_images(kernels, data, weights, np.zeros((1, 6, 44, 44)))[2].max() <= 1e-6
+    assert solve_images(Picture(kernels, data, weights, np.zeros((1, 6, 44, 44))))[2].max() <= 1e-6
 
 
 def test_refusals_say_what_to_use() -> None:
@@ -275,8 +344,8 @@ def test_refusals_say_what_to_use() -> None:
     with pytest.raises(dsc.UnsupportedError, match=r"takes one ConvDictionary; use dsc\.CoordinateDescent"):
         dsc.solve(dsc.Lasso(one, 0.1), torch.ones(4), SOLVER)
     dictionary, signal = images(17, size=12)
-    with pytest.raises(dsc.UnsupportedError, match=r"takes no mask.*use dsc\.FISTA"):
-        dsc.solve(dsc.Lasso(dictionary, 0.1, mask=torch.ones(12, 12) > 0), signal, SOLVER)
+    with pytest.raises(dsc.UnsupportedError, match=r"takes masks of zeros and ones.*use dsc\.FISTA"):
+        dsc.solve(dsc.Lasso(dictionary, 0.1, mask=0.5 * torch.ones(12, 12)), signal, SOLVER)
     cube = dsc.ConvDictionary.random(atoms=2, channels=1, size=(2, 2, 2), seed=0)
     with pytest.raises(dsc.UnsupportedError, match="one or two spatial axes"):
         dsc.solve(dsc.Lasso(cube, 0.1), torch.ones(1, 4, 4, 4), SOLVER)

@@ -283,6 +283,91 @@ def test_ratios_closer_to_one_than_single_precision() -> None:
     np.testing.assert_allclose(X[0], np.maximum(coefficients - 1, 0), atol=1e-14)
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_masks_are_those_of_the_masked_matrices(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    D, Y = problem(seed, 14, 30, 6)
+    masks = rng.choice([0.0, 0.5, 1.0, 3.0], (6, 14))
+    masks[0] = 0
+    weights = rng.uniform(0.5, 2.0, (6, 30))
+    nonnegative = bool(rng.integers(2))
+    lam = 0.05 * np.maximum(np.abs((masks**2 * Y) @ D).max(1), 1e-3)
+    options: dict[str, Any] = {"nonnegative": nonnegative, "tol": 1e-10}
+    X, _, gap = solve_batch(D, None, masks * Y, lam, weights, masks=masks, **options)
+    assert gap.max() <= 1e-10
+    assert not X[0].any()
+    for i in range(1, 6):
+        here, y, W = masks[i][:, None] * D, (masks[i] * Y[i])[None], lam[i] * weights[i : i + 1]
+        assert relative_gap(here, y, X[i : i + 1], W, nonnegative).max() <= 1.01e-10
+        alone = solve_batch(D, None, y, lam[i : i + 1], weights[i], masks=masks[i : i + 1], **options)
+        np.testing.assert_array_equal(alone[0][0], X[i])
+        plain = run(here, y, lam[i], weights[i], **options)
+        np.testing.assert_allclose(objective(here, y, plain[0], W), objective(here, y, X[i : i + 1], W), rtol=1e-9)
+
+
+def test_masks_with_unpenalized_atoms_are_least_squares() -> None:
+    D, Y = problem(21, 20, 30)
+    masks = (np.random.default_rng(0).random(Y.shape) < 0.7).astype(float)
+    weights = np.ones(30)
+    weights[:5] = 0
+    X, _, violation = solve_batch(D, None, masks * Y, np.full(7, np.inf), weights, masks=masks, tol=1e-10)
+    assert violation.max() <= 1e-10
+    assert not X[:, 5:].any()
+    for i in range(7):
+        want = np.linalg.lstsq(masks[i][:, None] * D[:, :5], masks[i] * Y[i], rcond=None)[0]
+        np.testing.assert_allclose(X[i, :5], want, atol=1e-9)
+
+
+def test_weights_per_signal_and_atom() -> None:
+    rng = np.random.default_rng(4)
+    D, Y = problem(4, n=150)
+    weights = rng.uniform(0.2, 3.0, (150, 30))
+    weights[3, :4], weights[4, 7:] = 0.0, np.inf
+    lam = share_of_max(D, Y, 0.1)
+    for gram in (D.T @ D, None):
+        X, _, gap = solve_batch(D, gram, Y, lam, weights, tol=1e-10, threads=2)
+        assert gap.max() <= 1e-10
+        assert not X[4, 7:].any()
+        assert (X[3, :4] != 0).all()
+        for i in (0, 3, 4, 149):
+            alone = solve_batch(D, gram, Y[i : i + 1], lam[i : i + 1], weights[i], tol=1e-10)[0]
+            np.testing.assert_array_equal(alone[0], X[i])
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_a_path_is_its_single_solutions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    D, Y = problem(seed, n=70)
+    shares = np.sort(rng.uniform(0.01, 1.2, 8))[::-1]
+    lams = shares[:, None] * np.abs(Y @ D).max(1)
+    masks = rng.integers(0, 2, Y.shape).astype(float)
+    for gram, mask in ((D.T @ D, None), (None, None), (None, masks)):
+        data = Y if mask is None else Y * mask
+        X, rounds, gap = solve_batch(D, gram, data, lams, np.ones(30), tol=1e-9, masks=mask)
+        assert X.shape == (8, 70, 30)
+        assert rounds.shape == gap.shape == (8, 70)
+        assert gap.max() <= 1e-9
+        again = solve_batch(D, gram, data, lams, np.ones(30), tol=1e-9, masks=mask, threads=2)
+        np.testing.assert_array_equal(again[0], X)
+        if mask is not None:
+            continue
+        for lam, codes in zip(lams, X, strict=True):
+            W = np.tile(lam[:, None], 30)
+            assert relative_gap(D, Y, codes, W).max() <= 1.01e-9
+            assert not codes[lam >= np.abs(Y @ D).max(1)].any()
+
+
+def test_a_path_takes_no_rounds_where_nothing_changes() -> None:
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((9, 9)))[0]
+    Y = Q[:, :1].T * 2.0
+    _, rounds, _ = solve_batch(Q, None, Y, np.array([[3.0], [2.5], [2.0], [1.0], [0.5]]), np.ones(9))
+    assert rounds[:, 0].tolist() == [0, 0, 0, 1, 1]
+    _, rounds, _ = solve_batch(Q, Q.T @ Q, Y, np.array([[1.0], [1.0], [1.0]]), np.ones(9))
+    assert rounds[:, 0].tolist() == [1, 0, 0]
+
+
 def test_unreachable_tolerance_ends_and_says_so() -> None:
     D, Y = problem(12)
     _, rounds, gap = run(D, Y, share_of_max(D, Y, 0.05), tol=0.0, max_rounds=1000)

@@ -20,3 +20,4 @@ from .l0 import LayeredSparseApproximation as LayeredSparseApproximation
 from .l0 import SparseApproximation as SparseApproximation
 from .lasso import Lasso as Lasso
 from .layered import LayeredLasso as LayeredLasso
+from .multilayer import MultiLayerLasso as MultiLayerLasso

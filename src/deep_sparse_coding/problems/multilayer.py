@@ -21,6 +21,8 @@ from .operators import Blocks
 from .weights import check_lam, flatten_weights
 
 _OBJECTIVE_FLOOR = 1e-6
+# First steps of the passes that propose multipliers: codes are best certified by a step like the one that made them.
+_SHARES = (1.0, 0.1, 0.01)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +33,8 @@ class MultiLayerLasso(CascadeProblem, CertifiedProblem):
     equalities, and its minimizers approach this problem's as ``β_2, ..., β_J`` grow.
 
     The certificate's lower bound needs multipliers ``|u_j| ≤ lam_j`` with
-    ``(D_1···D_J)ᵀθ = Σ_j (D_{j+1}···D_J)ᵀu_j``. Those below the deepest are taken from the codes, in two ways of which
-    the better one counts: the signs ``u_j = lam_j sign(x_j)``, and what the thresholds of one ML-ISTA pass take away.
+    ``(D_1···D_J)ᵀθ = Σ_j (D_{j+1}···D_J)ᵀu_j``. Those below the deepest are taken from the codes, in several ways of
+    which the best counts: the signs ``u_j = lam_j sign(x_j)``, and what the thresholds of ML-ISTA passes take away.
     u_J follows, and all are scaled until ``|u_J| ≤ lam_J``. The bound is always valid, but it need not be tight: the
     gap can stay above zero even at the minimizer where entries of ``D_{j+1}···D_J x`` vanish there.
 
@@ -101,11 +103,14 @@ class MultiLayerLasso(CascadeProblem, CertifiedProblem):
         objective = 0.5 * squared_norm((residual,)) + penalties
         signs = tuple(w * x.sign() for w, x in zip(weights[:-1], made[:-1], strict=True))
         steps = tuple(1 / float(layer.operator_norm()) ** 2 for layer in layers)
-        _, taken = threshold_pass(layers, weights, steps, y, made)
-        gaps = [_gap(layers, weights, y, residual, made, multipliers) for multipliers in (signs, taken[:-1])]
+        found = [signs]
+        for share in _SHARES if len(layers) > 1 else ():
+            _, taken = threshold_pass(layers, weights, (share * steps[0], *steps[1:]), y, made)
+            found.append(taken[:-1])
+        gaps = torch.stack([_gap(layers, weights, y, residual, made, multipliers) for multipliers in found])
         energy = squared_norm((y,))
         nothing = unresolved((y,), energy) | ~torch.isfinite(objective)
-        gap = torch.where(nothing, math.inf, torch.minimum(*gaps))
+        gap = torch.where(nothing, math.inf, gaps.amin(0))
         scale = torch.maximum(objective, _OBJECTIVE_FLOOR * 0.5 * energy)
         relative = torch.where(gap == 0, 0.0, gap / scale)
         relative = torch.where(nothing, math.inf, relative)
@@ -125,24 +130,26 @@ def threshold_pass(
 ) -> tuple[Tensor, Blocks]:
     """Return the deepest codes of one ML-ISTA pass, and what its thresholds took away over the step, layer by layer.
 
-    ``γ_j = S_{μ_j lam_j}(x_j - μ_j D_jᵀ(D_j x_j - γ_{j-1}))`` from the signal, ``γ_0 = y``, to the deepest layer.
+    ``γ_j = S_{t_j lam_j}(x_j - s_j D_jᵀ(D_j x_j - γ_{j-1}))`` from the signal, ``γ_0 = y``, to the deepest layer, where
+    ``t_j = s_1 ··· s_j``: what passes from layer j - 1 is its gradient mapping times ``t_{j-1}``.
 
     Args:
         layers: ``D_1, ..., D_J``.
         weights: lam of every layer.
-        steps: ``μ_1, ..., μ_J``.
+        steps: ``s_1, ..., s_J``.
         signal: y.
         made: ``x_1, ..., x_J`` with ``x_{j-1} = D_j x_j``.
 
-    Source: Sulam, Aberdam, Beck & Elad 2019, Algorithm 2.
+    Source: Sulam, Aberdam, Beck & Elad 2019, the recursion of nested gradient mappings.
     """
-    below, taken = signal, []
+    below, taken, whole = signal, [], 1.0
     for j, (layer, weight, step) in enumerate(zip(layers, weights, steps, strict=True)):
         here = layers[0].synthesize(made[0]) if j == 0 else made[j - 1]
         point = torch.add(made[j], layer.analyze(below - here), alpha=step)
-        cut = torch.minimum(torch.maximum(point, -step * weight), step * weight)
+        whole *= step
+        cut = torch.minimum(torch.maximum(point, -whole * weight), whole * weight)
         below = point - cut
-        taken.append(cut / step)
+        taken.append(cut / whole)
     return below, tuple(taken)
 
 

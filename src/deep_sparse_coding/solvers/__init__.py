@@ -12,9 +12,12 @@ from .greedy import Exhaustive as Exhaustive
 from .greedy import Pursuit as Pursuit
 from .greedy import SubspacePursuit as SubspacePursuit
 from .homotopy import Homotopy as Homotopy
+from .joint import JointCoordinateDescent as JointCoordinateDescent
 from .lam_search import ChosenLam as ChosenLam
 from .lam_search import choose_lam as choose_lam
 from .loop import Progress as Progress
+from .multilayer import MLFISTA as MLFISTA
+from .multilayer import MLISTA as MLISTA
 from .path import Path as Path
 from .path import solve_path as solve_path
 from .proximal import FISTA as FISTA
@@ -23,3 +26,4 @@ from .solution import History as History
 from .solution import Solution as Solution
 from .solution import Status as Status
 from .solve import solve as solve
+from .splitting import ADMM as ADMM

@@ -1,6 +1,6 @@
 """Compiled CPU solver of convolutional Lasso problems: working sets and coordinate descent on the residual image.
 
-For every image y with weights w it minimizes ½‖y - Dx‖² + Σ w_i|x_i| in rounds:
+For every image y with weights w, and a mask M of ones and zeros, it minimizes ½‖M(y - Dx)‖² + Σ w_i|x_i| in rounds:
 
 1. the correlations g = Dᵀ(y - Dx) at all positions;
 2. the duality gap; stop when it is small enough;
@@ -22,13 +22,15 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._kernels_image import Spread, Work, alone
-from ._kernels_windows import GROUP, Grid, Integers, Reals
+from ._kernels_correlate import Integers, Reals
+from ._kernels_image import Entries, Spread, Work, alone
+from ._kernels_lists import find, scatter
+from ._kernels_windows import GROUP, Grid
 
 Floats = NDArray[np.float64]
 
@@ -37,131 +39,144 @@ _FAINT = 1e-20  # kernels whose squared norm is below (or above its inverse) are
 _SMALLEST = 2.0**-100  # weights below have no influence on codes of scale one
 
 
-def solve_images(
-    kernels: Reals,
-    images: Reals,
-    weights: Reals,
-    start: Reals,
-    stride: tuple[int, int] = (1, 1),
-    ring: bool = False,
-    nonnegative: bool = False,
-    tol: float = 1e-6,
-    max_rounds: int = 200,
-    threads: int | None = None,
-) -> tuple[Floats, Integers, Floats]:
-    """Minimize ½‖y_i - Dx_i‖² + Σ w_i|x_i| for every image y_i.
+class Picture(NamedTuple):
+    """A convolutional Lasso problem ``min ½‖M_i(y_i - Dx_i)‖² + Σ w|x_i|`` for every image y_i, and codes for it.
 
-    Args:
+    Attributes:
         kernels: ``(atoms, C, kh, kw)``; finite.
-        images: ``(n, C, H, W)``; finite.
+        images: ``(n, C, H, W)``; finite; there may be entries that no code reaches.
         weights: ``(1 or n, ...)``, broadcasts against codes; positive, inf keeps a code at zero.
-        start: Codes ``(n, atoms, h, w)`` to start from; values that the problem forbids count as zero.
+        codes: ``(n, atoms, h, w)``, to start from or to assess.
         stride: Pixels between positions, per axis.
         ring: Whether kernels wrap around (boundary "circular").
-        nonnegative: Restrict the codes to x >= 0.
+        nonnegative: Whether codes are held at x >= 0.
+        mask: M, ones where images were observed, zeros elsewhere, ``(1 or n, C, H, W)``; None: observed everywhere.
+    """
+
+    kernels: Reals
+    images: Reals
+    weights: Reals
+    codes: Reals
+    stride: tuple[int, int] = (1, 1)
+    ring: bool = False
+    nonnegative: bool = False
+    mask: Reals | None = None
+
+
+def solve_images(
+    picture: Picture, tol: float = 1e-6, max_rounds: int = 200, threads: int | None = None
+) -> tuple[Reals, Integers, Floats]:
+    """Minimize for every image; values of the codes to start from that the problem forbids count as zero.
+
+    Args:
+        picture: The problem.
         tol: An image is done when its duality gap is <= tol·objective.
         max_rounds: Most rounds per image.
         threads: Number of threads; None: one per processor.
 
     Returns:
-        Codes ``(n, atoms, h, w)``, rounds ``(n,)`` and the last relative gap ``(n,)``.
+        Codes ``(n, atoms, h, w)``, in float64 unless the start and all work were in float32; rounds ``(n,)``; and the
+        last relative gap ``(n,)``.
 
     Source: relative gap as in G5 of docs/theory.md; coordinate descent on convolutions: Kavukcuoglu et al. 2010, by
     regions: Moreau, Oudre & Vayatis 2018 (this one: working sets, two colors instead of messages).
     """
-    batch = _Batch(kernels, images, weights, start, stride, ring, nonnegative)
-    n = len(images)
-    codes, rounds, gaps = np.zeros(start.shape), np.zeros(n, np.int64), np.zeros(n)
+    batch = _Batch(picture)
+    n = len(picture.images)
     norms = (batch.kernels**2).sum((1, 2))
     coarse = bool((norms > _FAINT).all() and (norms < 1 / _FAINT).all())
-
-    def near(i: int, spread: Spread) -> bool:
-        """Return whether image i starts so near its end that float32 would only lose digits."""
-        if tol >= _COARSE or not start[i].any():
-            return False
-        own, _ = batch.work(i, np.float64, None)
-        own.residual(spread)
-        return own.measure(spread)[2] <= _COARSE
+    kind = picture.codes.dtype if coarse and tol >= _COARSE else np.float64
+    codes, rounds, gaps = np.zeros(picture.codes.shape, kind), np.zeros(n, np.int64), np.zeros(n)
 
     def work(i: int, spread: Spread) -> None:
-        x = None
+        up, entries = batch.scale(i)[0], batch.entries(i)
+        rough = coarse
+        if coarse and tol < _COARSE and len(entries.place):
+            # So near its end float32 would only lose digits.
+            rough = batch.work(i, np.float64, entries).distance(spread) > _COARSE
         for kind, aim in ((np.float32, max(tol, _COARSE)), (np.float64, tol)):
-            if kind is np.float32 and (not coarse or near(i, spread)):
+            if kind is np.float32 and not rough:
                 continue
-            own, up = batch.work(i, kind, x)
+            own = batch.work(i, kind, entries)
             taken, gaps[i] = own.run(aim, max_rounds - int(rounds[i]), spread)
             rounds[i] += taken
-            x = own.x.transpose(1, 0, 2)
-            codes[i] = x * up
+            entries = Entries(own.starts, own.place, own.values)
             if (gaps[i] <= tol and aim == tol) or rounds[i] >= max_rounds:
                 break
+        scatter(codes[i], *entries, up)
 
     _share(work, n, threads)
     return codes, rounds, gaps
 
 
-def assess_images(
-    kernels: Reals,
-    images: Reals,
-    weights: Reals,
-    codes: Reals,
-    stride: tuple[int, int] = (1, 1),
-    ring: bool = False,
-    nonnegative: bool = False,
-    threads: int | None = None,
-) -> tuple[Floats, Floats]:
-    """Return the objectives and the duality gaps of codes, in float64, each ``(n,)``; arguments as in `solve_images`.
+def assess_images(picture: Picture, threads: int | None = None) -> tuple[Floats, Floats]:
+    """Return the objectives and the duality gaps of codes, in float64, each ``(n,)``.
 
     Codes must keep to the problem: zero where the weight is inf, and not negative if `nonnegative`.
     """
-    batch = _Batch(kernels, images, weights, codes, stride, ring, nonnegative)
-    objectives, gaps = np.zeros(len(images)), np.zeros(len(images))
+    batch = _Batch(picture)
+    n = len(picture.images)
+    objectives, gaps = np.zeros(n), np.zeros(n)
 
     def work(i: int, spread: Spread) -> None:
-        own, up = batch.work(i, np.float64, None)
-        own.residual(spread)
-        objective, gap = own.gap(own.gradient(spread))
-        objectives[i], gaps[i] = objective * up * up, gap * up * up
+        square = batch.scale(i)[0] ** 2
+        objective, gap = batch.work(i, np.float64, batch.entries(i)).certificate(spread)
+        objectives[i], gaps[i] = objective * square, gap * square
 
-    _share(work, len(images), threads)
+    _share(work, n, threads)
     return objectives, gaps
 
 
 class _Batch:
     """The images of one call."""
 
-    def __init__(
-        self,
-        kernels: Reals,
-        images: Reals,
-        weights: Reals,
-        start: Reals,
-        stride: tuple[int, int],
-        ring: bool,
-        nonnegative: bool,
-    ) -> None:
-        atoms, channels, kh, kw = kernels.shape
-        self.shape = kernels.shape
-        self.kernels = kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw).astype(np.float64)
-        self.images, self.weights, self.start = images, weights, start
-        self.stride, self.ring, self.nonnegative = stride, ring, nonnegative
+    def __init__(self, picture: Picture) -> None:
+        atoms, channels, kh, kw = picture.kernels.shape
+        self.picture = picture
+        self.kernels = picture.kernels.transpose(0, 2, 1, 3).reshape(atoms, kh * channels, kw).astype(np.float64)
 
-    def work(self, i: int, kind: Any, x: Reals | None) -> tuple[Work, np.float64]:
-        """Return image i at scale one, in a precision, at codes x or at its start; and the number to scale it back."""
-        image = self.images[i]
-        top = float(np.abs(image).max())
+    def scale(self, i: int) -> tuple[np.float64, np.float64]:
+        """Return the number that scales the answer for image i back from scale one, and its inverse."""
+        image = self.picture.images[i]
+        top = max(float(image.max()), -float(image.min()))
         # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
         exponent = min(max(math.frexp(top)[1], -1000), 1000) if top > 0 else 0
-        up, down = np.float64(2.0**exponent), np.float64(2.0**-exponent)
-        w = np.maximum(self.weights[i if len(self.weights) > 1 else 0] * down, _SMALLEST)
-        w = np.broadcast_to(w, self.start.shape[1:])
-        codes = self.start[i] * down if x is None else x
-        if x is None and codes.any():
-            codes = np.where(np.isinf(w) | ((codes < 0) & self.nonnegative), 0.0, codes)
-        grid = _geometry(self.shape, image.shape, self.stride, self.ring, np.dtype(kind).itemsize)
-        w = _core(w.transpose(1, 0, 2), kind)
-        image = (image * down).astype(kind)
-        return Work(grid, self.kernels.astype(kind), image, w, codes.astype(kind), self.nonnegative, self.ring), up
+        return np.float64(2.0**exponent), np.float64(2.0**-exponent)
+
+    def entries(self, i: int) -> Entries:
+        """Return the codes of image i that are not zero, in float64, at scale one."""
+        codes = np.ascontiguousarray(self.picture.codes[i])
+        starts = np.zeros(codes.shape[1] + 1, np.int64)
+        place, values = np.empty(0, np.int64), np.empty(0, codes.dtype)
+        find(codes, starts, False, place, values)
+        np.cumsum(starts, out=starts)
+        place, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], codes.dtype)
+        find(codes, starts, True, place, values)
+        return Entries(starts, place, values * self.scale(i)[1])
+
+    def work(self, i: int, kind: Any, entries: Entries) -> Work:
+        """Return image i at scale one, in a precision, at codes."""
+        kernels, images, weights, codes, stride, ring, nonnegative, mask = self.picture
+        _, down = self.scale(i)
+        w = np.maximum(weights[i if len(weights) > 1 else 0] * down, _SMALLEST)
+        w = np.broadcast_to(w, codes.shape[1:]).transpose(1, 0, 2)
+        shape, w = w.shape, _core(w, kind)
+        values = entries.values.astype(kind)
+        if len(values):
+            row, atom, column = np.unravel_index(entries.place, shape)
+            forbidden = np.isinf(np.broadcast_to(w, shape)[row, atom, column])
+            values[forbidden | ((values < 0) & nonnegative)] = 0
+        return Work(
+            _geometry(kernels.shape, images.shape[1:], stride, ring, np.dtype(kind).itemsize),
+            self.kernels.astype(kind),
+            (images[i] * down).astype(kind),
+            None if mask is None else mask[i if len(mask) > 1 else 0].astype(kind),
+            w,
+            shape,
+            Entries(entries.starts, entries.place, values),
+            nonnegative,
+            ring,
+        )
 
 
 def _share(work: Callable[[int, Spread], None], n: int, threads: int | None) -> None:
@@ -171,14 +186,17 @@ def _share(work: Callable[[int, Spread], None], n: int, threads: int | None) -> 
         for i in range(n):
             work(i, alone)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    whole = n >= threads
+    with ThreadPoolExecutor(threads if whole else threads - 1) as pool:
 
         def spread(task: Callable[[int, int], None]) -> None:
-            for _ in pool.map(lambda i: task(i, threads), range(threads)):
-                pass
+            others = [pool.submit(task, i, threads) for i in range(1, threads)]
+            task(0, threads)  # one share is this thread's own: waking another takes longer
+            for other in others:
+                other.result()
 
         try:
-            if n >= threads:
+            if whole:
                 for _ in pool.map(lambda i: work(i, alone), range(n)):
                     pass
             else:
@@ -203,10 +221,10 @@ def _geometry(
     _, height, width = shape
     wide = -(-kw // GROUP) * GROUP
     # A margin for what groups read beyond a window; an odd number of cache lines spreads columns over the cache.
-    whole = -(-(width + wide + GROUP) * itemsize // 64)
+    whole = -(-(width + 2 * wide + GROUP) * itemsize // 64)
     pitch = (whole + 1 - whole % 2) * 64 // itemsize
     beyond = 1 << 40
     return Grid(
-        pitch, height * channels, width, kh * channels, wide, stride[0] * channels, stride[1],
+        pitch, wide, height * channels, width, kh * channels, wide, stride[0] * channels, stride[1],
         (height - kh) * channels if ring else beyond, width - kw if ring else beyond
     )  # fmt: skip

@@ -8,19 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._kernels_lists import advance, clip_signs, collect, first_gradient, objective_value, scatter, sums
-from ._kernels_windows import (
-    Grid,
-    Integers,
-    Reals,
-    correlate_strips,
-    gradient_rows,
-    subtract_strips,
-    sweep_strips,
+from ._kernels_correlate import KERNELS, SPAN, Integers, Reals, correlate_rows, phases, span, taps
+from ._kernels_lists import (
+    advance,
+    clip_signs,
+    collect,
+    complementarity,
+    first_gradient,
+    keep_used,
+    objective_value,
+    sums,
 )
+from ._kernels_windows import Grid, correlate_strips, subtract_strips, sweep_strips
 
 # Calls work(i, count) for i below count, at once or one by one, and waits for all.
 Spread = Callable[[Callable[[int, int], None]], None]
@@ -28,14 +31,16 @@ Spread = Callable[[Callable[[int, int], None]], None]
 _SLACK = {4: 1e-6, 8: 1e-13}  # relative excess of |g_i| over w_i that counts as rounding, by bytes of a number
 _NOISE = {4: 1e-7, 8: 1e-14}  # relative fall of the objective that may be rounding
 _FALL = 0.5  # entries above this share of the largest |g_i|/w_i enter the working set
+_NEAR = 3.0  # a largest |g_i|/w_i at which all entries above one enter
 _EARLY_SWEEPS = 3  # sweeps of a round that only collects entries
-_LAST_SWEEPS = 8
+_LAST_SWEEPS = 5
 _SHALLOW, _DEEP = 8, 64  # steps of conjugate gradients: deep where the signs rest
-_ENERGY = 1e-4  # share of the gradient's energy at which they stop
+_ENERGY = {4: 1e-3, 8: 1e-4}  # share of the gradient's energy at which they stop
 _TRIALS = 5  # halvings of a step that does not pay
 _STRIP = 16  # least rows of a strip
 _IDLE = {4: 3, 8: 6}  # rounds in a row without progress that end the work in a precision
 _FLOOR = 1e-6  # the gap counts against the objective, but not below this share of ½‖y‖²
+_SHARED = 1 << 17  # groups of numbers below which a pass over the list is not worth a second thread
 
 
 def alone(work: Callable[[int, int], None]) -> None:
@@ -43,99 +48,155 @@ def alone(work: Callable[[int, int], None]) -> None:
     work(0, 1)
 
 
+class Entries(NamedTuple):
+    """Codes that are not zero.
+
+    Attributes:
+        starts: Where the rows begin, and the end, ``(h + 1,)``.
+        place: ``(row·atoms + kernel)·width + column``, rising.
+        values: The codes.
+    """
+
+    starts: Integers
+    place: Integers
+    values: Reals
+
+
 class Work:
     """One image on its way to its codes."""
 
     def __init__(
-        self, grid: Grid, kernels: Reals, image: Reals, weights: Reals, start: Reals, nonnegative: bool, ring: bool
+        self,
+        grid: Grid,
+        kernels: Reals,
+        image: Reals,
+        mask: Reals | None,
+        weights: Reals,
+        shape: tuple[int, int, int],
+        entries: Entries,
+        nonnegative: bool,
+        ring: bool,
     ) -> None:
-        """Set up at scale one: image ``(C, H, W)``, weights ``(1 or h, atoms, 1 or w)``, start ``(atoms, h, w)``."""
-        channels, height, width = image.shape
+        """Set up at scale one.
+
+        Args:
+            grid: Sizes.
+            kernels: ``(atoms, lines, kw)``.
+            image: ``(C, H, W)``; zero where the mask is.
+            mask: Ones and zeros ``(C, H, W)``, or None.
+            weights: ``(1 or h, atoms, 1 or width)``.
+            shape: Of the codes, ``(h, atoms, width)``.
+            entries: Codes to start from, in the image's precision.
+            nonnegative: Whether codes stay at or above zero.
+            ring: Whether kernels wrap around.
+        """
         self.grid, self.nonnegative, self.ring = grid, nonnegative, ring
-        padded = np.zeros((*kernels.shape[:2], grid.wide), image.dtype)
+        kind = image.dtype
+        self.rows, self.atoms, self.width = shape
+        padded = np.zeros((*kernels.shape[:2], grid.wide), kind)
         padded[:, :, : kernels.shape[2]] = kernels
         self.kernels = padded.reshape(-1)
-        self.norms = (padded.astype(np.float64) ** 2).sum((1, 2)).astype(image.dtype)
-        lines = np.zeros((grid.height + grid.lines + 1, grid.pitch), image.dtype)
-        lines[: grid.height, :width] = image.transpose(1, 0, 2).reshape(height * channels, width)
-        self.data, self.r = lines.reshape(-1), lines.copy().reshape(-1)
+        self.lines = grid.height + grid.lines + 1 + -(-SPAN // (grid.pitch * image.itemsize))
+        self.taps = self.layout(kernels)
+        self.buffer_size = KERNELS * span(self.width, kind)
+        self.data = self.image(image)
+        self.r = self.data.copy()
         self.energy = 0.5 * float((self.data.astype(np.float64) ** 2).sum())
         self.w = weights
-        self.x = np.ascontiguousarray(start.transpose(1, 0, 2))
-        self.used = (self.x != 0).any(2)
-        self.g = np.zeros_like(self.x)
-        self.row_ratio = np.zeros(self.x.shape[:2], image.dtype)
-        rows = len(self.x)
+        self.g = np.empty((self.rows, self.atoms, span(self.width, kind)), kind)
+        self.row_ratio = np.zeros((self.rows, self.atoms), kind)
+        if mask is None:
+            self.mask = np.empty(0, kind)
+            self.squares = (kernels.astype(np.float64) ** 2).sum((1, 2)).astype(kind).reshape(1, -1, 1)
+        else:
+            self.mask = self.image(mask)
+            self.squares = np.empty_like(self.g)
+            ones = np.ones((1, self.atoms, 1), kind)
+            self.map(self.mask, self.layout(kernels**2), ones, -1.0, self.squares, alone)
         reach = -(-(grid.lines - 1) // grid.down)  # rows of a strip that keep its neighbors apart
-        self.strip = max(_STRIP, reach)
-        self.count = max(rows // self.strip, 1)
+        self.count = max(self.rows // max(_STRIP, reach), 1)
         self.count -= self.count % 2 if ring and self.count > 1 else 0
         self.depth = _SHALLOW
-        self.starts = np.zeros(rows + 1, np.int64)
+        self.starts, self.place, self.values = entries
         self.collect(math.inf, alone)
+
+    def image(self, image: Reals) -> Reals:
+        """Return ``(C, H, W)`` as lines with a margin of zeros, flat."""
+        channels, height, width = image.shape
+        lines = np.zeros((self.lines, self.grid.pitch), image.dtype)
+        start = self.grid.origin
+        lines[: self.grid.height, start : start + width] = image.transpose(1, 0, 2).reshape(height * channels, width)
+        return lines.reshape(-1)
 
     def collect(self, level: float, spread: Spread) -> None:
         """List the entries in use and those above `level`, row by row."""
-        rows = len(self.x)
-        none, no_values = np.empty(0, np.int64), np.empty(0, self.x.dtype)
-        self.at, self.atom, self.place, self.values, self.weights = none, none, none, no_values, no_values
+        rows, kind = self.rows, self.values.dtype
+        before = (self.starts, self.place, self.values)
+        starts = np.zeros(rows + 1, np.int64)
 
-        def part(i: int, step: int, fill: bool) -> None:
+        def part(i: int, step: int, fill: bool, lists: tuple[Any, ...]) -> None:
             first, last = i * rows // step, (i + 1) * rows // step
             collect(
-                self.grid, self.x, self.g, self.w, self.row_ratio, self.used, level, self.nonnegative, first, last,
-                fill, self.starts, self.at, self.atom, self.place, self.values, self.weights
+                self.grid, self.width, self.g, self.w, self.squares, self.row_ratio, level, self.nonnegative, first,
+                last, *before, fill, starts, *lists
             )  # fmt: skip
 
-        spread(lambda i, step: part(i, step, False))
-        np.cumsum(self.starts, out=self.starts)
-        total = int(self.starts[-1])
-        self.at, self.atom, self.place, self.order = (np.empty(total, np.int64) for _ in range(4))
-        self.values, self.weights = np.empty(total, self.x.dtype), np.empty(total, self.x.dtype)
-        spread(lambda i, step: part(i, step, True))
+        def lists(size: int) -> tuple[Any, ...]:
+            return (*(np.empty(size, np.int64) for _ in range(3)), *(np.empty(size, kind) for _ in range(3)))
+
+        spread(partial(part, fill=False, lists=lists(0)))
+        np.cumsum(starts, out=starts)
+        new = lists(int(starts[-1]))
+        spread(partial(part, fill=True, lists=new))
+        self.starts = starts
+        self.at, self.kernel, self.place, self.values, self.weights, self.norms = new
 
     def strips(self, odd: bool) -> Integers:
         """Return where the strips begin in the list, and its end."""
-        rows = len(self.x)
-        edges = [i * rows // self.count for i in range(self.count + 1)]
+        edges = [i * self.rows // self.count for i in range(self.count + 1)]
         if odd and not self.ring and self.count > 1:
             half = (edges[1] + 1) // 2
-            edges = [0, *(edge - half for edge in edges[1:]), rows]
+            edges = [0, *(edge - half for edge in edges[1:]), self.rows]
         return self.starts[edges]
+
+    def share(self, spread: Spread) -> Spread:
+        """Return how to do one pass over the list: by threads if it is long."""
+        return spread if len(self.values) * self.grid.lines * self.grid.wide > 8 * _SHARED else alone
 
     def sweep(self, sweeps: int, odd: bool, spread: Spread) -> None:
         """Sweep over the working set."""
-        bounds = self.strips(odd)
+        bounds, order = self.strips(odd), np.empty(len(self.values), np.int64)
 
-        def work(i: int, step: int, color: int = 0) -> None:
+        def work(i: int, step: int, color: int) -> None:
             sweep_strips(
-                self.grid, self.r, self.kernels, self.norms, self.at, self.atom, self.values, self.weights, bounds,
-                color + 2 * i, 2 * step, sweeps, self.nonnegative, self.order
+                self.grid, self.r, self.mask, self.kernels, self.at, self.kernel, self.values, self.weights,
+                self.norms, bounds, color + 2 * i, 2 * step, sweeps, self.nonnegative, order
             )  # fmt: skip
 
         for color in range(2):
             spread(partial(work, color=color))
+        self.keep_used()
 
     def subtract(self, image: Reals, values: Reals, spread: Spread) -> None:
-        """Subtract D times the listed values from an image."""
+        """Subtract D times the listed values from an image, where the mask is one."""
         bounds = self.strips(False)
 
-        def work(i: int, step: int, color: int = 0) -> None:
+        def work(i: int, step: int, color: int) -> None:
             subtract_strips(
-                self.grid, image, self.kernels, self.at, self.atom, values, bounds, color + 2 * i, 2 * step
-            )  # fmt: skip
+                self.grid, image, self.mask, self.kernels, self.at, self.kernel, values, bounds, color + 2 * i, 2 * step
+            )
 
         for color in range(2):
-            spread(partial(work, color=color))
+            self.share(spread)(partial(work, color=color))
 
     def correlate(self, image: Reals, out: Reals, spread: Spread) -> None:
         """Correlate an image with the listed entries."""
         bounds = self.strips(False)
 
         def work(i: int, step: int) -> None:
-            correlate_strips(self.grid, image, self.kernels, self.at, self.atom, bounds, i, step, out)
+            correlate_strips(self.grid, image, self.kernels, self.at, self.kernel, bounds, i, step, out)
 
-        spread(work)
+        self.share(spread)(work)
 
     def residual(self, spread: Spread) -> None:
         """Compute the residual anew: what sweeps leave in it carries their rounding."""
@@ -147,25 +208,23 @@ class Work:
 
         Entries whose sign would change stop at zero; the step is halved until the objective falls.
         """
-        self.keep_support()
-        x, w = self.values, self.weights
+        x, w, norms = self.values, self.weights, self.norms
         direction, right = np.zeros_like(x), np.empty_like(x)
         product = np.empty_like(x)
         self.correlate(self.r, right, spread)
-        norms = self.norms[self.atom]
         search, energy = np.empty_like(x), first_gradient(right, x, w, norms)
         search[:] = right / norms
         shadow, change = np.zeros_like(self.r), np.zeros_like(self.r)
         first = energy
         for _ in range(self.depth):
             shadow[:] = 0
-            self.subtract(shadow, search, spread)  # -D p
-            self.correlate(shadow, product, spread)  # -DᵀD p
+            self.subtract(shadow, search, spread)  # -M D p
+            self.correlate(shadow, product, spread)  # -DᵀM D p
             following, length = advance(direction, right, search, product, norms, energy, change, shadow)
             if length == 0:
                 break
             energy = following
-            if energy <= _ENERGY * first:
+            if energy <= _ENERGY[x.itemsize] * first:
                 break
         before = objective_value(self.grid, self.r, x, w)
         length = 1.0
@@ -184,66 +243,96 @@ class Work:
             self.depth = min(2 * self.depth, _DEEP)
         elif length < 0.5:
             self.depth = max(self.depth // 2, _SHALLOW)
+        self.keep_used()
 
-    def keep_support(self) -> None:
+    def keep_used(self) -> None:
         """Take the entries at zero off the list."""
-        keep = self.values != 0
-        counts = np.concatenate([[0], np.cumsum(keep)])
-        self.starts = counts[self.starts]
-        self.at, self.atom, self.place = self.at[keep], self.atom[keep], self.place[keep]
-        self.values, self.weights, self.order = self.values[keep], self.weights[keep], self.order[: counts[-1]]
+        lists = (self.at, self.kernel, self.place, self.values, self.weights, self.norms)
+        left = keep_used(self.starts, *lists)
+        self.at, self.kernel, self.place, self.values, self.weights, self.norms = (part[:left] for part in lists)
 
-    def gradient(self, spread: Spread) -> float:
-        """Correlate the residual with all kernels; return the largest ``|g_i|/w_i``."""
-        grid, rows = self.grid, len(self.x)
+    def layout(self, kernels: Reals) -> tuple[Integers, Reals]:
+        """Return kernels ``(atoms, lines, kw)`` as `correlate_rows` takes them."""
+        return taps(kernels, self.grid.pitch, self.grid.right, self.lines * self.grid.pitch)
+
+    def map(
+        self, image: Reals, kernels: tuple[Integers, Reals], w: Reals, bar: float, out: Reals, spread: Spread
+    ) -> None:
+        """Correlate an image with kernels at all positions; rows whose largest ratio is at most `bar` are left out."""
+        grid, rows = self.grid, self.rows
+        lines = image.reshape(-1, grid.pitch)
         if self.ring:
-            lines = self.r.reshape(-1, grid.pitch)
-            ring = np.arange(grid.length, grid.length + grid.wide) % grid.length
-            lines[:, grid.length : grid.length + grid.wide] = lines[:, ring]
-            lines[grid.height : -1] = lines[np.arange(grid.lines) % grid.height]
+            ring = np.arange(grid.wide) % grid.length
+            end = grid.origin + grid.length
+            lines[:, end : end + grid.wide] = lines[:, grid.origin + ring]
+            lines[grid.height : grid.height + grid.lines] = lines[np.arange(grid.lines) % grid.height]
+        dealt = phases(lines, grid.origin, grid.right)
 
         def work(i: int, step: int) -> None:
             first, last = i * rows // step, (i + 1) * rows // step
-            gradient_rows(
-                grid, self.r, self.kernels, self.w, self.nonnegative, first, last, self.g, self.row_ratio
+            buffer = np.empty(self.buffer_size, image.dtype)
+            correlate_rows(
+                dealt, grid.down * grid.pitch, *kernels, self.width, w, bar, self.nonnegative, first,
+                last, out, self.row_ratio, buffer
             )  # fmt: skip
 
         spread(work)
+
+    def gradient(self, bar: float, spread: Spread) -> float:
+        """Correlate the residual with all kernels; return the largest ``|g_i|/w_i``; keep rows above `bar`."""
+        self.map(self.r, self.taps, self.w, bar, self.g, spread)
         return float(self.row_ratio.max()) if self.row_ratio.size else 0.0
 
-    def gap(self, worst: float) -> tuple[float, float]:
+    def gap(self, worst: float, spread: Spread) -> tuple[float, float]:
         """Return the objective and the duality gap, at the dual point θ = αr scaled into ``|d_iᵀθ| <= w_i``."""
-        rr, ry, penalty, inner = sums(self.grid, self.r, self.data, self.g, self.place, self.values, self.weights)
-        alpha = max(ry / rr, 0.0) if rr > 0 else 0.0
-        if alpha * worst > 1:
-            alpha = 1 / worst
-        return 0.5 * rr + penalty, max(0.5 * (1 - alpha) ** 2 * rr + (penalty - alpha * inner), 0.0)
+        correlations = np.empty_like(self.values)
+        self.correlate(self.r, correlations, spread)
+        rr, ry, penalty = sums(self.grid, self.r, self.data, self.values, self.weights)
+        alpha = ry / rr if rr > 0 else 0.0
+        if alpha < 0 and self.nonnegative:
+            # A dual point on the other side of zero is bound by what correlates negatively.
+            np.negative(self.r, out=self.r)
+            worst = self.gradient(math.inf, spread)
+            np.negative(self.r, out=self.r)
+        if abs(alpha) * worst > 1:
+            alpha = math.copysign(1 / worst, alpha)
+        rest = complementarity(correlations, self.values, self.weights, alpha)
+        return 0.5 * rr + penalty, 0.5 * (1 - alpha) ** 2 * rr + rest
 
-    def measure(self, spread: Spread) -> tuple[float, float, float]:
-        """Return the largest ``|g_i|/w_i``, the objective and the relative gap."""
-        worst = self.gradient(spread)
-        objective, gap = self.gap(worst)
+    def measure(self, bar: float, spread: Spread) -> tuple[float, float, float]:
+        """Return the largest ``|g_i|/w_i``, the objective and the relative gap; rows above `bar` are kept in g."""
+        worst = self.gradient(bar, spread)
+        objective, gap = self.gap(worst, spread)
         scale = max(objective, _FLOOR * self.energy)
         return worst, objective, gap / scale if scale > 0 else 0.0
 
+    def certificate(self, spread: Spread) -> tuple[float, float]:
+        """Return the objective and the duality gap of the codes as they are."""
+        self.residual(spread)
+        return self.gap(self.gradient(math.inf, spread), spread)
+
+    def distance(self, spread: Spread) -> float:
+        """Return the relative gap of the codes as they are."""
+        self.residual(spread)
+        return self.measure(math.inf, spread)[2]
+
     def run(self, tol: float, rounds: int, spread: Spread) -> tuple[int, float]:
         """Return the rounds taken and the last relative gap."""
-        slack = _SLACK[self.x.itemsize]
+        slack = _SLACK[self.values.itemsize]
         best, lowest, idle, done = math.inf, math.inf, 0, 0
         self.residual(spread)
         while True:
-            worst, objective, gap = self.measure(spread)
-            idle = idle + 1 if gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.x.itemsize]) else 0
+            worst, objective, gap = self.measure(1.0, spread)
+            rests = gap > 0.95 * best and objective > lowest * (1 - _NOISE[self.values.itemsize])
+            idle = idle + 1 if rests else 0
             best, lowest = min(best, gap), min(lowest, objective)
-            if gap <= tol or done >= rounds or idle > _IDLE[self.x.itemsize]:
+            if gap <= tol or done >= rounds or idle > _IDLE[self.values.itemsize]:
                 return done, gap
-            level = max(1 + slack, _FALL * worst)
-            last = level <= 1 + slack
+            last = worst <= _NEAR
+            level = 1 + slack if last else _FALL * worst
             self.collect(level, spread)
             self.sweep(_LAST_SWEEPS if last else _EARLY_SWEEPS, done % 2 == 1, spread)
-            scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
             if last:
                 self.newton(spread)
-                scatter(self.x, self.used, self.starts, self.place, self.atom, self.values)
                 self.residual(spread)
             done += 1

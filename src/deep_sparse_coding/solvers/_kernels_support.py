@@ -94,37 +94,25 @@ def subtract_rows(M: Any, rows: Indices, coef: Any, count: int, out: Any) -> Non
 
 
 @jit
-def residual(DT: Floats, y: Floats, rows: Indices, coef: Floats, count: int, r: Floats) -> None:
-    """Write y - Σ_k coef[k]·DT[rows[k]] into r."""
-    r[:] = y
+def residual(
+    DT: Floats,
+    y: Floats,
+    mask: Floats,
+    masked: bool,
+    rows: Indices,
+    coef: Floats,
+    count: int,
+    r: Floats,
+    plain: Floats,
+) -> None:
+    """Write y - Σ_k coef[k]·DT[rows[k]] into r; under a mask y - M Σ_k … into `plain`, and M times it into r."""
+    for k in range(y.size):
+        r[k] = 0.0 if masked else y[k]
     subtract_rows(DT, rows, coef, count, r)
-
-
-@jit
-def largest_inside(g: Floats, w: Floats, size: int, nonnegative: bool) -> float:
-    """Largest |g_j|/w_j of the working set (non-negative codes: of the positive part)."""
-    worst = 0.0
-    for k in range(size):
-        value = g[k] if nonnegative else abs(g[k])
-        if w[k] > 0.0 and value > worst * w[k]:
-            worst = value / w[k]
-    return worst
-
-
-@jit
-def violation(
-    g: Floats, w: Floats, norms: Floats, sup: Indices, sup_x: Floats, count: int, nonnegative: bool, energy: float
-) -> float:
-    """Largest KKT violation, as a share of ‖d_j‖‖y‖ (a cosine, whatever the units)."""
-    excess = 0.0
-    for j in range(g.size):
-        if norms[j] > 0.0 and w[j] < np.inf:
-            excess = max(excess, ((g[j] if nonnegative else abs(g[j])) - w[j]) / norms[j])
-    for k in range(count):
-        j = sup[k]
-        if norms[j] > 0.0:
-            excess = max(excess, abs(g[j] - (w[j] if sup_x[k] > 0.0 else -w[j])) / norms[j])
-    return float(excess / math.sqrt(energy)) if energy > 0.0 else float(excess)
+    if masked:
+        for k in range(y.size):
+            plain[k] = y[k] + mask[k] * r[k]
+            r[k] = mask[k] * plain[k]
 
 
 @jit
@@ -146,15 +134,38 @@ def larger(M: Floats, used: int, cap: int) -> Floats:
 
 
 @jit
-def extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats) -> None:
+def dot_under(a: Floats, b: Floats, square: Floats) -> float:
+    """⟨M a, M b⟩ for the squares of a mask."""
+    s = 0.0
+    for k in range(square.size):
+        s += a[k] * b[k] * square[k]
+    return s
+
+
+@jit
+def squared_columns(DT: Floats, square: Floats) -> Floats:
+    """‖M d_j‖² of every atom."""
+    out = np.empty(DT.shape[0])
+    for j in range(out.size):
+        out[j] = dot_under(DT[j], DT[j], square)
+    return out
+
+
+@jit
+def extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats, square: Floats) -> None:
     """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
     for b in range(size, fresh):
         jb = W[b]
-        for a in range(b + 1):
-            ja = W[a]
-            s = dot(DT[ja], DT[jb]) if gram.shape[0] == 0 else gram[jb, ja]
-            G[a, b] = s
-            G[b, a] = s
+        if gram.shape[0] > 0:
+            for a in range(b + 1):
+                s = gram[jb, W[a]]
+                G[a, b] = s
+                G[b, a] = s
+        else:
+            for a in range(b + 1):
+                s = dot_under(DT[W[a]], DT[jb], square) if square.size > 0 else dot(DT[W[a]], DT[jb])
+                G[a, b] = s
+                G[b, a] = s
         iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
 
 

@@ -19,7 +19,7 @@ from .solution import History, Status
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the loop leaves, for a flat batch: what a `Solution` is made of, but its certificate.
+    """What the loop leaves, for a flat batch: what a `Solution` is made of.
 
     Attributes:
         codes: One block per layer; NaN for samples that were not finite.
@@ -27,6 +27,7 @@ class Outcome:
         steps: Steps per sample.
         history: What the checks saw.
         stopped: Whether a callback ended the work.
+        certificate: The assessor's words on these very codes.
     """
 
     codes: Blocks
@@ -34,6 +35,7 @@ class Outcome:
     steps: Tensor
     history: History
     stopped: bool
+    certificate: Certificate
 
 
 Runner = Callable[[StandardForm, StandardForm, Blocks, Settings], Outcome]
@@ -45,7 +47,7 @@ def run_group(
     """Return the outcome of one pass of the loop over all samples of a form."""
     run = Run(form, exact, solver, settings)
     run.iterate(start)
-    return Outcome(run.codes, run.status, run.steps_taken, run.history(), run.stopped)
+    return Outcome(run.codes, run.status, run.steps_taken, run.history(), run.stopped, run.certificate())
 
 
 def run_groups(
@@ -73,6 +75,7 @@ def run_groups(
     status = torch.full((batch,), int(Status.NONFINITE_INPUT))
     steps = torch.zeros(batch, dtype=torch.int64)
     histories: list[tuple[Tensor, History]] = []
+    certificates, places_of = [], []
     stopped = False
     for rows in groups:
         # After a stop the groups to come are left at their start: what was not worked on is not made up.
@@ -83,8 +86,22 @@ def run_groups(
         places = rows.cpu()
         status[places], steps[places] = part.status, part.steps
         histories.append((places, part.history))
+        certificates.append(part.certificate)
+        places_of.append(rows)
         stopped = stopped or part.stopped
-    return Outcome(codes, status, steps, _join(histories, batch), stopped)
+    left = torch.ones(batch, dtype=torch.bool, device=codes[0].device)
+    for rows in groups:
+        left[rows] = False
+    rest = left.nonzero().flatten()
+    if len(rest):
+        certificates.append(assess_form(exact.select(rest), select_blocks(codes, rest)))
+        places_of.append(rest)
+    order = torch.argsort(torch.cat(places_of)) if places_of else rest
+    joined = join_certificates(certificates) if certificates else assess_form(exact, codes)
+    certificate = Certificate(
+        joined.objective[order], joined.dual[order], joined.gap[order], joined.relative_gap[order]
+    )
+    return Outcome(codes, status, steps, _join(histories, batch), stopped, certificate)
 
 
 def _join(parts: list[tuple[Tensor, History]], batch: int) -> History:
@@ -103,18 +120,8 @@ def _join(parts: list[tuple[Tensor, History]], batch: int) -> History:
     return History(longest.steps if longest else (), longest.seconds if longest else (), objective, gap)
 
 
-def assess_groups(exact: StandardForm, codes: Blocks, size: int) -> Certificate:
-    """Return the certificate of codes, computed for at most `size` samples at once.
-
-    Args:
-        exact: The problem in float64.
-        codes: One block per layer.
-        size: Samples at once.
-    """
-    if size >= exact.batch:
-        return assess_form(exact, codes)
-    everyone = torch.arange(exact.batch, device=codes[0].device)
-    parts = [assess_form(exact.select(rows), select_blocks(codes, rows)) for rows in everyone.split(max(size, 1))]
+def join_certificates(parts: Sequence[Certificate]) -> Certificate:
+    """Return the certificate of samples one after the other."""
     return Certificate(
         torch.cat([part.objective for part in parts]),
         torch.cat([part.dual for part in parts]),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.dictionaries import ConvDictionary
-from deep_sparse_coding.problems import Blocks, StandardForm
-from deep_sparse_coding.problems.operators import SingleOperator
+from deep_sparse_coding.problems import Blocks, Certificate, StandardForm, assess_form
+from deep_sparse_coding.problems.operators import RidgeOperator, SingleOperator
 
 from .base import Solver, State, select_blocks
+from .compiled_certificate import certify_compiled, with_violations
+
+if TYPE_CHECKING:
+    from ._kernels_conv import Picture
 
 # The kernel aims below tol: what it proves must survive rounding of the codes to the user's precision.
 _AIM = {torch.float64: 0.9, torch.float32: 0.8}
@@ -45,7 +49,8 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
     of coordinate descent update one window of the residual at a time, and once the threshold is down at lam, conjugate
     gradients solve the normal equations of the support as far as the objective falls. The correlations with all
     kernels at all positions are computed between these rounds only. It works in float32 down to a relative gap of
-    1e-4 and in float64 below. Codes are the same to the last bit for any number of threads and any batch.
+    1e-4 and in float64 below. Codes are the same to the last bit for any number of threads and any batch. A mask, and
+    boundary "same", which is one on a larger image, cost a quarter more: norms then depend on the position.
 
     Attributes:
         rounds: The most rounds of one step; `steps` of a solution counts rounds.
@@ -64,15 +69,19 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
         require_integer("rounds", self.rounds, minimum=1)
 
     def refuse(self, form: StandardForm) -> str | None:
-        """Return why not: dense or layered operators, masks, three spatial axes, other devices."""
+        """Return why not: dense or layered operators, other penalties, three spatial axes, other devices."""
         use = "use dsc.FISTA()"
         operator = form.operator
+        if form.beyond:
+            return f"ConvCoordinateDescent takes no {form.beyond}; {use}"
+        if isinstance(operator, RidgeOperator):
+            return f"ConvCoordinateDescent takes no ridge; {use}"
         if form.data[0].device.type != "cpu":
             return f"ConvCoordinateDescent runs on the CPU and the signal is on {form.data[0].device}; {use}"
         if not isinstance(operator, SingleOperator) or not isinstance(operator.dictionary, ConvDictionary):
             return "ConvCoordinateDescent takes one ConvDictionary; use dsc.CoordinateDescent() or dsc.FISTA()"
-        if operator.mask is not None:
-            return f"ConvCoordinateDescent takes no mask: under one the norm of an atom depends on its position; {use}"
+        if operator.mask is not None and bool(((operator.mask != 0) & (operator.mask != 1)).any()):
+            return f"ConvCoordinateDescent takes masks of zeros and ones and this one has other numbers; {use}"
         if operator.dictionary.axes > 2:
             return f"ConvCoordinateDescent takes one or two spatial axes and the kernels have three; {use}"
         return None
@@ -85,61 +94,57 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
         """Return the state after one run of the kernel."""
         from ._kernels_conv import solve_images
 
-        kernels, images, weights, start, stride, ring = _arrays(form, state.exact)
-        codes, rounds, _ = solve_images(
-            kernels,
-            images,
-            weights,
-            start,
-            stride,
-            ring,
-            form.nonnegative,
-            state.aim,
-            self.rounds,
-            threads=torch.get_num_threads(),
-        )
+        picture = _picture(form, state.exact)
+        codes, rounds, _ = solve_images(picture, tol=state.aim, max_rounds=self.rounds, threads=torch.get_num_threads())
         exact = torch.from_numpy(codes).reshape(state.exact.shape)
         used = int(rounds.max()) if len(rounds) else 0
         return replace(state, codes=(exact.to(form.data[0].dtype),), steps=state.steps + max(used, 1), exact=exact)
 
+    def assess(self, form: StandardForm, codes: Blocks, tol: float) -> Certificate:
+        """Return the certificate of flat codes that `assess_form` returns, as far as that will do by compiled passes.
 
-def assess_convolution(form: StandardForm, codes: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the objective and the duality gap of codes per sample, float64, or None where this file takes no form.
+        Samples whose relative gap at the scaled residual is above `tol`, and whose codes are not zero, are left to it.
 
-    The same numbers as `dual_point` gives, by the compiled correlations and without a map of the size of the codes.
+        Args:
+            form: The problem, in float64.
+            codes: Finite codes ``(batch, atoms, ...)``.
+            tol: The relative gap that is small enough.
+        """
+        if self.refuse(form) is not None or bool((form.weights[0] == 0).any()):
+            return assess_form(form, codes, tol)
+        from ._kernels_conv import assess_images
 
-    Args:
-        form: The problem.
-        codes: ``(batch, atoms, ...)``, finite.
-    """
-    if ConvCoordinateDescent().refuse(form) is not None:
-        return None
-    from ._kernels_conv import assess_images
-
-    kernels, images, weights, numbers, stride, ring = _arrays(form, codes)
-    objective, gap = assess_images(
-        kernels, images, weights, numbers, stride, ring, form.nonnegative, torch.get_num_threads()
-    )
-    violated = torch.zeros(form.batch, dtype=torch.bool)
-    if form.nonnegative:
-        violated |= (codes < 0).flatten(1).any(1)
-    if bool(torch.isinf(form.weights[0]).any()):
-        violated |= ((codes != 0) & torch.isinf(form.weights[0])).flatten(1).any(1)
-    values = [torch.from_numpy(value).masked_fill(violated, math.inf) for value in (objective, gap)]
-    return values[0], values[1]
+        form = form.cast(torch.float64)
+        found = with_violations(form, codes, assess_images(_picture(form, codes[0]), threads=torch.get_num_threads()))
+        return certify_compiled(form, codes, *found, tol)
 
 
-def _arrays(form: StandardForm, codes: Tensor) -> tuple[Any, Any, Any, Any, tuple[int, int], bool]:
-    """Return kernels, images, weights and codes as arrays of images, the stride, and whether kernels wrap around."""
+def _picture(form: StandardForm, codes: Tensor) -> Picture:
+    """Return a problem on lines or images as arrays of images, with codes to begin from."""
+    from ._kernels_conv import Picture
+
     operator = form.operator
     assert isinstance(operator, SingleOperator), "refuse() has been asked"
-    dictionary = operator.dictionary
+    dictionary, images, mask = operator.dictionary, form.data[0], operator.mask
     assert isinstance(dictionary, ConvDictionary), "refuse() has been asked"
+    margin = [max(n, 0) for pair in reversed(dictionary.padding) for n in pair]
+    if any(margin):
+        # Atoms that the border cuts off are whole ones on a larger image of which the margin was not observed.
+        mask = images.new_ones(1, *images.shape[1:]) if mask is None else mask
+        images, mask = F.pad(images, margin), F.pad(mask, margin)
     line = dictionary.axes == 1
-    parts = (dictionary.kernels.detach(), form.data[0], form.weights[0], codes.detach())
-    kernels, images, weights, numbers = (_image(part, line).numpy() for part in parts)
-    stride = (1, dictionary.stride[0]) if line else (dictionary.stride[0], dictionary.stride[1])
-    return kernels, images, weights, numbers, stride, dictionary.boundary == "circular"
+    parts = (dictionary.kernels.detach(), images, form.weights[0], codes.detach())
+    kernels, pictures, weights, numbers = (_image(part, line).numpy() for part in parts)
+    return Picture(
+        kernels,
+        pictures,
+        weights,
+        numbers,
+        (1, dictionary.stride[0]) if line else (dictionary.stride[0], dictionary.stride[1]),
+        dictionary.boundary == "circular",
+        form.nonnegative,
+        None if mask is None else _image(mask, line).numpy(),
+    )
 
 
 def _image(tensor: Tensor, line: bool) -> Tensor:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from deep_sparse_coding.errors import ParameterError
-from deep_sparse_coding.problems import Blocks, Certificate, StandardForm
-from deep_sparse_coding.problems.strips import assess_strips, convolution_of
+from deep_sparse_coding.problems import StandardForm
+from deep_sparse_coding.problems.strips import convolution_of
 
 from .base import Solver
-from .batches import Runner, assess_groups, run_group
+from .batches import Runner, run_group
 from .loop import Settings
 from .memory import in_words, memory_need, say_memory
 from .tiles import plan_tiles, run_tiles
@@ -20,19 +20,17 @@ from .tiles import plan_tiles, run_tiles
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """How the samples of a form are worked on and assessed.
+    """How the samples of a form are worked on.
 
     Attributes:
         name: What the solution calls the solver.
         size: How many samples are worked on at once.
         run: What works on a group of them.
-        assess: What certifies the answer, from the problem in float64 and the codes.
     """
 
     name: str
     size: int
     run: Runner
-    assess: Callable[[StandardForm, Blocks], Certificate]
 
 
 def plan_work(form: StandardForm, settings: Settings, choose: Callable[[StandardForm], Solver[Any]]) -> WorkPlan:
@@ -51,7 +49,7 @@ def plan_work(form: StandardForm, settings: Settings, choose: Callable[[Standard
     say_memory(need, limit)
     size = form.batch if limit is None or need.total <= limit else need.group_size(limit)
     if size or not form.batch or limit is None:
-        return WorkPlan(solver.name, size, partial(run_group, solver=solver), partial(assess_groups, size=size))
+        return WorkPlan(solver.name, size, partial(run_group, solver=solver))
     if convolution_of(form) is None:
         least = need.shared + need.samples * need.answer + need.work
         raise ParameterError(
@@ -59,10 +57,5 @@ def plan_work(form: StandardForm, settings: Settings, choose: Callable[[Standard
             "sample take (only a plain Lasso on one convolutional dictionary is cut into tiles): raise it, or pass "
             "fewer samples"
         )
-    tiles = plan_tiles(form, choose, limit)
-    return WorkPlan(
-        f"{solver.name} on tiles",
-        form.batch,
-        partial(run_tiles, choose=choose, plan=tiles),
-        partial(assess_strips, rows=tiles.rows),
-    )
+    run = partial(run_tiles, choose=choose, plan=plan_tiles(form, choose, limit))
+    return WorkPlan(f"{solver.name} on tiles", form.batch, run)
