@@ -19,8 +19,8 @@ def choose_solver(form: StandardForm) -> Solver[Any]:
     """Return the fastest solver that takes the form.
 
     On a CPU coordinate descent, for dense atoms, for joint problems, and for convolutions whose codes outnumber the
-    data; and ADMM for such convolutions with other penalties or three axes: with fewer codes they are so well
-    conditioned that FISTA needs only tens of steps. All else is FISTA's.
+    data; and ADMM for other penalties or three axes. With fewer codes than data problems are so well conditioned that
+    FISTA needs only tens of steps. All else is FISTA's.
     """
     coordinate = CoordinateDescent()
     if coordinate.refuse(form) is None:
