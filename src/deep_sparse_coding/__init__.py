@@ -51,6 +51,7 @@ from .problems import LayeredLasso as LayeredLasso
 from .problems import LayeredSparseApproximation as LayeredSparseApproximation
 from .problems import MultiLayerLasso as MultiLayerLasso
 from .problems import Problem as Problem
+from .problems import Screening as Screening
 from .problems import SparseApproximation as SparseApproximation
 from .solvers import ADMM as ADMM
 from .solvers import FISTA as FISTA

@@ -117,8 +117,9 @@ def test_tiles_solve_what_the_whole_solves(boundary, masked):
     assert tiled.converged.all()
     assert 1 < int(tiled.steps.max()) < 20
     torch.testing.assert_close(tiled.certificate.objective, whole.certificate.objective, rtol=2e-5, atol=0)
-    again = dsc.certify(problem, signal, tiled.codes)
-    torch.testing.assert_close(tiled.certificate.gap, again.certificate.gap, rtol=1e-6, atol=1e-12)
+    # Strips know the scaled residual only; the whole has a second dual point, which may be better.
+    again = assess_form(problem.exact_form(signal), (tiled.codes,), tol=float("inf"))
+    torch.testing.assert_close(tiled.certificate.gap, again.gap, rtol=1e-6, atol=1e-12)
     warm = dsc.solve(problem, signal, dsc.FISTA(), tol=1e-5, max_memory=limit, start=tiled.codes)
     assert int(warm.steps.max()) == 0
 

@@ -103,11 +103,11 @@ def test_kernels_that_cannot_refuse_and_the_choice_goes_to_one_that_can() -> Non
         word = "box constraints" if "box" in more else "groups"
         with pytest.raises(dsc.UnsupportedError, match=rf"{solver.name} takes no {word}; use dsc.FISTA\(\)"):
             dsc.solve(dsc.Lasso(dense, 0.1, **more), signal, solver)
-        assert dsc.solve(dsc.Lasso(dense, 0.1, **more), signal).solver == "FISTA"
+        assert dsc.solve(dsc.Lasso(dense, 0.1, **more), signal).solver == "ADMM"
     for more, word in ((boxed, "box constraints"), ({"groups": "channels"}, "groups"), ({"ridge": 0.1}, "ridge")):
         with pytest.raises(dsc.UnsupportedError, match=rf"ConvCoordinateDescent takes no {word}; use dsc.FISTA\(\)"):
             dsc.solve(dsc.Lasso(conv, 0.1, **more), image, dsc.ConvCoordinateDescent())
-        assert dsc.solve(dsc.Lasso(conv, 0.1, **more), image).solver == "FISTA"
+        assert dsc.solve(dsc.Lasso(conv, 0.1, **more), image).solver == "ADMM"
     assert dsc.solve(dsc.Lasso(dense, 0.1, ridge=0.1), signal).solver == "CoordinateDescent"
     for more in (boxed, grouped):
         solution = dsc.solve(dsc.Lasso(dense, 0.1, **more), signal)

@@ -82,7 +82,7 @@ def test_running_out_of_steps_is_said_raised_or_ignored() -> None:
 def test_float32_that_can_do_no_more_is_stalled_and_says_so() -> None:
     problem = dsc.Lasso(DENSE.cast(torch.float32), 0.2)
     with pytest.warns(dsc.DSCWarning, match=r"stalled: relative gap .* float32 resolves no more: use .double\(\)"):
-        solution = dsc.solve(problem, SIGNAL.float(), dsc.FISTA(), tol=1e-13)
+        solution = dsc.solve(problem, SIGNAL.float(), dsc.FISTA(), tol=0.0)
     assert set(solution.status) == {dsc.Status.STALLED}
     assert float(solution.certificate.relative_gap.max()) < 1e-4
 
@@ -150,7 +150,8 @@ def test_the_certificate_is_that_of_the_returned_codes(solver: dsc.Solver) -> No
     solution = dsc.solve(PROBLEM, SIGNAL, solver, tol=1e-6)
     again = assess(PROBLEM, SIGNAL, solution.codes)
     for name in ("objective", "dual", "gap", "relative_gap"):
-        assert torch.equal(getattr(solution.certificate, name), getattr(again, name))
+        # Checks see the samples that have not ended yet, and rounding depends on how many there are.
+        torch.testing.assert_close(getattr(solution.certificate, name), getattr(again, name), rtol=1e-9, atol=1e-12)
 
 
 @each_solver

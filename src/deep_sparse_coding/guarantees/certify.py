@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deep_sparse_coding.checks import require_number
 from deep_sparse_coding.problems import Certificate, Codes, Problem, assess
+from deep_sparse_coding.problems.certificate import DEFAULT_TOL
 
 from .posterior import Posterior, posterior
 
@@ -58,21 +60,24 @@ class CertifiedCodes:
         return f"<CertifiedCodes {self}>"
 
 
-def certify(problem: Problem, signal: Tensor, codes: Codes) -> CertifiedCodes:
+def certify(problem: Problem, signal: Tensor, codes: Codes, *, tol: float = DEFAULT_TOL) -> CertifiedCodes:
     """Return a certificate for codes from anywhere.
 
     Args:
         problem: A Lasso, a joint or a layered problem.
         signal: ``(*batch, ...)``.
         codes: As the problem's solutions have them: a tensor, or a tuple with one per layer.
+        tol: The relative gap that is small enough, as `solve` takes it: codes that are near it, but above, get a second
+            dual point, and the better of the two counts. With the `tol` of a solution its certificate comes again.
 
     Returns:
         `CertifiedCodes`; where codes are NaN or violate a constraint, the gap is NaN or infinite, and proves nothing.
 
     Raises:
-        ParameterError: Not a problem.
+        ParameterError: Not a problem, or a negative tol.
         DSCError: Shapes, dtypes or devices that do not fit.
 
     Source: "Gap" in G5 of docs/theory.md.
     """
-    return CertifiedCodes(problem, signal, codes, assess(problem, signal, codes))
+    tol = require_number("tol", tol, minimum=0.0)
+    return CertifiedCodes(problem, signal, codes, assess(problem, signal, codes, tol))

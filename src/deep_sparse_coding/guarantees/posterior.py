@@ -113,7 +113,7 @@ class Posterior:
         lines += [f"  sample {i} not proved unique: {self.reasons[i]}" for i in open_samples[:3]]
         if len(open_samples) > 3:
             lines.append(f"  ... and {len(open_samples) - 3} more samples not proved unique")
-        lines.append(f"  gap ≤ {_up(float(self.gap.max()))}, sphere of radius ≤ {_up(float(self.radius.max()))}")
+        lines.append(f"  gap ≤ {_largest(self.gap)}, sphere of radius ≤ {_largest(self.radius)}")
         return "\n".join([*lines, f"  source: {self.source}"])
 
     def __repr__(self) -> str:
@@ -235,6 +235,14 @@ def _blocks(codes: Codes) -> tuple[Tensor, ...]:
 
 def _count(flags: Codes) -> int:
     return sum(int(block.sum()) for block in _blocks(flags))
+
+
+def _largest(values: Tensor) -> str:
+    """Return the largest of the finite numbers, and how many are not: one bad sample hides nothing of the others."""
+    finite = values[torch.isfinite(values)]
+    if finite.numel() in (0, values.numel()):
+        return _up(float(values.max()))
+    return f"{_up(float(finite.max()))} (unknown in {values.numel() - finite.numel()} of {values.numel()} samples)"
 
 
 def _up(value: float) -> str:

@@ -21,3 +21,4 @@ from .l0 import SparseApproximation as SparseApproximation
 from .lasso import Lasso as Lasso
 from .layered import LayeredLasso as LayeredLasso
 from .multilayer import MultiLayerLasso as MultiLayerLasso
+from .screening import Screening as Screening

@@ -20,6 +20,7 @@ from .dual import largest_ratio
 from .lasso import Lasso
 from .operators import Blocks
 from .single import SingleProblem, check_epsilon, residual_limits
+from .support import on_support
 from .weights import check_dictionary, check_mask, check_weights, check_weights_by_layer
 
 # The relative gap is measured against the objective, but not below this share of ‖y‖²/‖Dᵀy‖_∞, the natural size of it.
@@ -130,7 +131,7 @@ def assess_pursuit(form: StandardForm, limits: Tensor, codes: Blocks) -> Certifi
     """Return the certificate of flat codes for ``min Σ w_i|x_i|  s.t.  ‖b - A x‖ ≤ limits``, in float64.
 
     Any ν with ``|a_iᵀν| ≤ w_i`` proves ``minimum ≥ νᵀb - ε‖ν‖``. Two are tried and the better is taken: the residual,
-    scaled, and the residual corrected by conjugate gradients so that ``a_iᵀν = w_i sign(x_i)`` on the support, which
+    scaled, and the residual corrected so that ``a_iᵀν = w_i sign(x_i)`` on the support, which
     rounding of the codes (float32) does not spoil. The gap is added up from terms that are not negative,
     ``Σ(w_i|x_i| - x_i a_iᵀν) + (ε‖ν‖ - νᵀr)``.
 
@@ -192,34 +193,17 @@ def _pursuit_gap(
 
 
 def _on_support(form: StandardForm, codes: Blocks, residual: Blocks, correlation: Blocks) -> Blocks:
-    """Return ``r - A_S δ`` with ``A_SᵀA_S δ = A_Sᵀr - λ w_S sign(x_S)``: then ``A_Sᵀν = w_S sign(x_S)`` for ν = that/λ.
+    """Return ``r - A_S δ`` whose correlations on the support are ``λ w_S sign(x_S)``: that over λ is the ν wanted.
 
-    λ is the mean of ``sign(x_i)a_iᵀr/w_i`` over the support; conjugate gradients, all samples at once.
+    λ is the mean of ``sign(x_i)a_iᵀr/w_i`` over the support.
     """
-    support = tuple((x != 0).to(torch.float64) for x in codes)
     signs = tuple(
         torch.where(torch.isfinite(w), w, 0.0) * torch.sign(x) for w, x in zip(form.weights, codes, strict=True)
     )
     length = squared_norm(signs)
     lam = torch.where(length > 0, inner(signs, correlation) / length.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    rest = tuple(s * c - per_sample(lam, c) * g for s, c, g in zip(support, correlation, signs, strict=True))
-    step, old = rest, squared_norm(rest)
-    ray, goal = residual, (16 * _EPS) ** 2 * squared_norm(correlation)
-    for _ in range(_REFINEMENTS):
-        going = old > goal
-        if not bool(going.any()):
-            break
-        image = form.operator.synthesize(step)
-        curvature = squared_norm(image)
-        move = torch.where(going & (curvature > 0), old / curvature, 0.0)
-        ray = tuple(r - per_sample(move, a) * a for r, a in zip(ray, image, strict=True))
-        back = form.operator.analyze(image)
-        rest = tuple(g - per_sample(move, b) * (s * b) for g, b, s in zip(rest, back, support, strict=True))
-        new = squared_norm(rest)
-        turn = torch.where(going & (old > 0), new / old, 0.0)
-        step = tuple(g + per_sample(turn, d) * d for g, d in zip(rest, step, strict=True))
-        old = new
-    return ray
+    target = tuple(per_sample(lam, g) * g for g in signs)
+    return on_support(form, tuple(x != 0 for x in codes), target, residual, correlation, _REFINEMENTS)
 
 
 def with_lam(form: StandardForm, lam: Tensor) -> StandardForm:

@@ -11,9 +11,12 @@ from deep_sparse_coding.errors import UnsupportedError
 
 from .base import StandardForm, inner, per_sample, squared_norm
 from .operators import Blocks
+from .support import on_support
 
 _LARGEST_SCALING = 10.0
 _ROUNDING = 1e-12
+# Conjugate gradient steps of a correction; each costs as much as a step of a proximal method.
+_REFINEMENTS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class DualPoint:
     gap: Tensor
 
 
-def dual_point(form: StandardForm, codes: Blocks) -> DualPoint:
+def dual_point(form: StandardForm, codes: Blocks, *, widen: bool = False) -> DualPoint:
     """Return ``θ = α r`` with the best α, and the gap; where Ω* is 0 or inf it is ``⟨b, r⟩/‖r‖²``, clipped to feasible.
 
     Nothing of the size of ``½‖b‖²`` cancels in the gap (statement G5 of docs/theory.md).
@@ -42,16 +45,54 @@ def dual_point(form: StandardForm, codes: Blocks) -> DualPoint:
     Args:
         form: The problem, in the precision in which to compute.
         codes: x, in the same precision.
+        widen: Whether θ is feasible even where correlations were rounded down.
 
     Source: G5 of docs/theory.md; dual scaling as in Ndiaye, Fercoq, Gramfort & Salmon 2017.
     """
+    # Codes that are all zero, as at most starts, leave the data as they are.
+    residual = form.residual(codes) if any(bool(block.any()) for block in codes) else form.data
+    return _along(form, codes, residual, residual, widen)
+
+
+def support_point(form: StandardForm, codes: Blocks, residual: Blocks) -> DualPoint:
+    """Return ``θ = α r'`` for the residual corrected such that ``A_Sᵀr' = ∇Ω(x)_S`` on the entries S that move.
+
+    At the solution ``r' = r``; near it the gap falls with the square of the distance of r' from the dual solution on
+    S, while that of the scaled residual is spoiled by the largest single correlation. Feasible after rounding of
+    the correlations.
+
+    Args:
+        form: The problem, float64.
+        codes: x, float64.
+        residual: ``r = b - A x``.
+
+    Source: "Corrected" in G5 of docs/theory.md.
+    """
+    movable = form.penalty.movable(codes)
+    slope = form.penalty.slope(form.weights, codes)
+    support, target = [], []
+    for moves, part, w in zip(movable, slope, form.weights, strict=True):
+        used = moves & torch.isfinite(part) & torch.isfinite(w)
+        support.append(used)
+        target.append(torch.where(used, part, 0.0))
+    correlation = form.operator.analyze(residual)
+    ray = on_support(form, tuple(support), tuple(target), residual, correlation, _REFINEMENTS)
+    return _along(form, codes, residual, ray, True)
+
+
+def _along(form: StandardForm, codes: Blocks, residual: Blocks, ray: Blocks, widen: bool) -> DualPoint:
+    """Return the dual point along a ray; `widen` keeps it feasible where correlations were rounded down."""
     penalty, weights = form.penalty, form.weights
-    residual = form.residual(codes)
     unpenalized = penalty.unpenalized(weights, codes)
-    ray, correlation = _orthogonal_part(form, residual, unpenalized)
+    ray, correlation = _orthogonal_part(form, ray, unpenalized)
     norm2 = squared_norm(ray)
     best = torch.where(norm2 > 0, inner(form.data, ray) / norm2.clamp_min(torch.finfo(norm2.dtype).tiny), 0.0)
-    low, high = _feasible_interval(form, correlation)
+    reach = correlation
+    if widen:
+        slack = (form.operator.terms()[1] + 2) * torch.finfo(norm2.dtype).eps * norm2.sqrt()
+        norms = form.operator.squared_norms()
+        reach = tuple(_widened(w, c, slack, n) for w, c, n in zip(weights, correlation, norms, strict=True))
+    low, high = _feasible_interval(form, reach)
     if unpenalized is not None:
         # Orthogonality to unpenalized atoms holds up to rounding of r: scaling up what is only rounding would lose it.
         low, high = low.clamp_min(-_LARGEST_SCALING), high.clamp_max(_LARGEST_SCALING)
@@ -60,6 +101,13 @@ def dual_point(form: StandardForm, codes: Blocks) -> DualPoint:
     difference = tuple(r - t for r, t in zip(residual, theta, strict=True))
     gap = 0.5 * squared_norm(difference) + penalty.slack(weights, codes, correlation, alpha)
     return DualPoint(residual, theta, gap)
+
+
+def _widened(weights: Tensor, correlation: Tensor, slack: Tensor, squares: Tensor) -> Tensor:
+    """Return correlations moved away from zero by their rounding errors; unpenalized entries as they are."""
+    room = per_sample(slack, correlation) * squares.clamp_min(0).sqrt()
+    room = torch.where(weights == 0, 0.0, torch.where(correlation < 0, -room, room))
+    return correlation + room
 
 
 def largest_ratio(form: StandardForm) -> Tensor:

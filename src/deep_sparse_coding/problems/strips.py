@@ -91,8 +91,8 @@ def strip_rows(form: StandardForm, room: int) -> int:
 def assess_strips(form: StandardForm, codes: Blocks, rows: int) -> Certificate:
     """Return what `assess_form` returns, strip by strip, for a Lasso on one convolutional dictionary.
 
-    The dual point is the scaled residual, whose scale all strips bound together; a first pass makes the residual, a
-    second one the correlations, of which only those of atoms in use are kept.
+    The dual point is the scaled residual alone, whose scale all strips bound together; a first pass makes the residual,
+    a second one the correlations, of which only those of atoms in use are kept.
 
     Args:
         form: The problem, in float64.

@@ -6,16 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.problems import Blocks, StandardForm, assess_form
+from deep_sparse_coding.problems import Blocks, Certificate, StandardForm
 
 from .base import Solver, State, select_blocks
 from .greedy import Pursuit
 from .solution import History, Status
+
+if TYPE_CHECKING:
+    from .multilayer import MultiLayerSolver
 
 # A sample has stalled when the smallest gap of a window of checks lost less than this share against the window before.
 # Two windows, since an accelerated method that starts near the answer to a neighboring problem first loses ground.
@@ -64,14 +67,16 @@ class Settings:
         callback: Called at every check.
         layer: What `Progress` says.
         max_memory: A limit in bytes, or None.
+        corrected: Whether checks may try a second dual point (`assess_form`).
     """
 
-    solver: Solver[Any] | Pursuit | None
+    solver: Solver[Any] | Pursuit | MultiLayerSolver | None
     tol: float
     max_steps: int
     callback: Callback | None
     layer: int = 1
     max_memory: int | None = None
+    corrected: bool = True
 
 
 class Run:
@@ -83,8 +88,11 @@ class Run:
         batch = form.batch
         self.status = torch.full((batch,), int(Status.MAX_STEPS))
         self.steps_taken = torch.zeros(batch, dtype=torch.int64)
-        self.best_gap = torch.full((batch,), math.inf, dtype=torch.float64)
         self.codes: Blocks = form.zeros()
+        # Of the codes that are kept, the assessor's words: NaN until codes with a finite gap have been seen.
+        self.best_gap = torch.full((batch,), math.inf, dtype=torch.float64)
+        self.best_objective = torch.full((batch,), math.nan, dtype=torch.float64)
+        self.best_relative = self.best_objective.clone()
         self.stopped = False
         self._checks: list[tuple[int, float, Tensor, Tensor]] = []
         self._gaps: list[Tensor] = []
@@ -134,23 +142,20 @@ class Run:
         # What is judged is what would be returned: codes in the user's precision.
         codes = tuple(block.to(self.codes[0].dtype) for block in state.codes)
         step, seconds = self._steps_before + state.steps, time.perf_counter() - self._began
-        certificate = assess_form(exact, codes)
+        certificate = self.solver.assess(exact, codes, self.settings.tol if self.settings.corrected else math.inf)
         gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
         finite = torch.isfinite(objective) & torch.isfinite(gap)
-        unchanged = self._unchanged(codes, active)
+        # The state before the first step is the start itself.
+        unchanged = self._unchanged(codes, active) if state.steps else torch.zeros(len(active), dtype=torch.bool)
         # The absolute gap bounds the distance to the minimum also where the relative one stays at 1.
         absolute = certificate.gap.cpu()
         better = finite & ((absolute < self.best_gap[active]) | (gap <= self.settings.tol))
-        if bool(better.any()):
-            rows = better.nonzero().flatten()
-            self.best_gap[active[rows]] = absolute[rows]
-            for best, block in zip(self.codes, codes, strict=True):
-                best[active[rows].to(best.device)] = block[rows.to(block.device)]
+        self._keep(codes, active, better, (objective, absolute, gap))
         self.steps_taken[active] = step
         self._record(step, seconds, active, objective, gap)
 
         ended = torch.full((len(active),), -1)
-        stalled = self._stalled(active) | (unchanged & (state.steps > 0))
+        stalled = self._stalled(active) | unchanged
         ended[stalled] = int(Status.STALLED)
         ended[~finite] = int(Status.DIVERGED)
         ended[finite & (gap <= self.settings.tol)] = int(Status.CONVERGED)
@@ -163,6 +168,37 @@ class Run:
             seen = Progress(step, self.settings.max_steps, len(keep), self.form.batch, worst, self.settings.layer)
             self.stopped = callback(seen) is True
         return keep
+
+    def _keep(self, codes: Blocks, active: Tensor, better: Tensor, words: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Keep the codes of the samples that are better than before, and what was said of them."""
+        if bool(better.all()) and len(active) == self.form.batch:
+            # A step may use up the codes of its state.
+            self.codes = tuple(block.clone() for block in codes)
+            self.best_objective, self.best_gap, self.best_relative = (part.clone() for part in words)
+            return
+        rows = better.nonzero().flatten()
+        if len(rows):
+            places = active[rows]
+            kept = (self.best_objective, self.best_gap, self.best_relative)
+            for best, part in zip((*kept, *self.codes), (*words, *codes), strict=True):
+                best[places.to(best.device)] = part[rows.to(part.device)]
+
+    def certificate(self) -> Certificate:
+        """Return the certificate of the codes that were kept: what the assessor found when it saw them."""
+        device = self.codes[0].device
+        objective, gap = self.best_objective.to(device), self.best_gap.to(device)
+        relative, dual = self.best_relative.to(device), objective - gap
+        unseen = torch.isnan(objective).nonzero().flatten()
+        if not len(unseen):
+            return Certificate(objective, dual, gap, relative)
+        codes = select_blocks(self.codes, unseen)
+        parts = self.solver.assess(self.exact.select(unseen), codes, self.settings.tol)
+        return Certificate(
+            objective.index_copy(0, unseen, parts.objective),
+            dual.index_copy(0, unseen, parts.dual),
+            gap.index_copy(0, unseen, parts.gap),
+            relative.index_copy(0, unseen, parts.relative_gap),
+        )
 
     def _unchanged(self, codes: Blocks, active: Tensor) -> Tensor:
         """Return which samples hold the very codes that were best before: a fixed point of the arithmetic."""

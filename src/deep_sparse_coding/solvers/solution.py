@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.errors import NotConvergedError
-from deep_sparse_coding.problems import Certificate, Codes, LayeredSparseApproximation, Problem, SparseApproximation
+from deep_sparse_coding.problems import (
+    Certificate,
+    Codes,
+    LayeredSparseApproximation,
+    MultiLayerLasso,
+    Problem,
+    SparseApproximation,
+)
+from deep_sparse_coding.problems.screening import Screening, screen
 
 
 class Status(IntEnum):
@@ -109,6 +117,11 @@ class Solution:
                 return f"stopped by the callback: {reached}; continue with start=solution.codes"
             return f"ran out of steps: {reached}; raise max_steps, start from these codes (start=), or loosen tol"
         if status == Status.STALLED:
+            if isinstance(self.problem, MultiLayerLasso):
+                return (
+                    f"stalled: {reached}; this is the method's own limit: pass a smaller relaxation to dsc.MLFISTA() "
+                    "or solve dsc.JointLasso with a large beta, whose certificate is tight"
+                )
             if self.signal.dtype == torch.float32:
                 return f"stalled: {reached}; float32 resolves no more: use .double() on dictionary and signal"
             return f"stalled: {reached}; this is the resolution of the solver: loosen tol or use another solver"
@@ -142,6 +155,16 @@ class Solution:
         finite = [block[torch.isfinite(block)] for block in blocks]
         total = sum(block.numel() for block in finite)
         return sum(int((block == 0).sum()) for block in finite) / total if total else 1.0
+
+    def screening(self) -> Screening:
+        """Return how many codes are proved zero in every minimizer, whatever the status; computed when asked.
+
+        Raises:
+            UnsupportedError: Constrained or ℓ0 problems, bounds, groups.
+
+        Source: "Certain zeros" in G5 of docs/theory.md.
+        """
+        return screen(self.problem, self.signal, self.codes)
 
     def __str__(self) -> str:
         done = sum(status == Status.CONVERGED for status in self.status)

@@ -20,6 +20,7 @@ from deep_sparse_coding.problems import (
     LayeredLasso,
     LayeredProblem,
     LayeredSparseApproximation,
+    MultiLayerLasso,
     Problem,
     SparseApproximation,
     StandardForm,
@@ -36,14 +37,20 @@ from .gradients import attach_gradients, require_differentiable
 from .greedy import OMP, Pursuit, solve_greedy
 from .loop import Callback, Progress, Run, Settings
 from .memory import parse_memory, sample_groups
+from .multilayer import MultiLayerSolver, solve_multilayer
 from .solution import Solution, Status, settle
 from .work import plan_work
+
+# A relative gap that is zero but for rounding of lam_max: the square of how far lam is below it.
+_NO_GAP = 1e-26
+
+AnySolver = Solver[Any] | Pursuit | MultiLayerSolver
 
 
 def solve(
     problem: Problem,
     signal: Tensor,
-    solver: Solver[Any] | Pursuit | None = None,
+    solver: AnySolver | None = None,
     *,
     tol: float = 1e-6,
     max_steps: int = 10_000,
@@ -96,7 +103,7 @@ def solve(
 def solve_quietly(
     problem: Problem,
     signal: Tensor,
-    solver: Solver[Any] | Pursuit | None,
+    solver: AnySolver | None,
     *,
     tol: float,
     max_steps: int,
@@ -107,7 +114,7 @@ def solve_quietly(
     """Return what `solve` returns, after the same checks, without a word about samples that failed or are zero."""
     if not isinstance(problem, Problem):
         raise ParameterError(f"problem is a {type(problem).__name__}; expected dsc.Lasso, dsc.BasisPursuit or the like")
-    if solver is not None and not isinstance(solver, Solver | Pursuit):
+    if solver is not None and not isinstance(solver, Solver | Pursuit | MultiLayerSolver):
         raise ParameterError(f"solver is {solver!r}; expected a solver such as dsc.FISTA(), or None to have one chosen")
     if callback is not None and not callable(callback):
         raise ParameterError(
@@ -154,6 +161,8 @@ def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: B
             f"max_memory is for dsc.Lasso, dsc.JointLasso and dsc.LayeredLasso, and the problem is a "
             f"{type(problem).__name__}; leave it out and pass fewer samples at once"
         )
+    if isinstance(problem, MultiLayerLasso):
+        return _solve_multilayer(problem, signal, settings, start)
     if isinstance(problem, BasisPursuit):
         return _solve_pursuit(problem, signal, settings, start)
     if isinstance(problem, SparseApproximation):
@@ -164,6 +173,8 @@ def _solve_single(problem: Problem, signal: Tensor, settings: Settings, start: B
 def _solver_for(form: StandardForm, settings: Settings) -> Solver[Any]:
     if isinstance(settings.solver, Pursuit):
         raise UnsupportedError(f"{settings.solver.name} takes dsc.SparseApproximation (ℓ0); use dsc.FISTA()")
+    if isinstance(settings.solver, MultiLayerSolver):
+        raise UnsupportedError(f"{settings.solver.name} takes dsc.MultiLayerLasso; use dsc.FISTA()")
     solver = settings.solver or choose_solver(form)
     reason = solver.refuse(form)
     if reason:
@@ -185,6 +196,18 @@ def _solve_greedy(problem: SparseApproximation, signal: Tensor, settings: Settin
     gap = float(solution.certificate.relative_gap.max()) if samples else 0.0
     seen = Progress(steps, settings.max_steps, 0, samples, gap, settings.layer)
     return replace(solution, stopped=settings.callback(seen) is True)
+
+
+def _solve_multilayer(problem: MultiLayerLasso, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
+    return solve_multilayer(
+        problem,
+        signal,
+        settings.solver,
+        tol=settings.tol,
+        max_steps=settings.max_steps,
+        start=None if start is None else start[0],
+        callback=settings.callback,
+    )
 
 
 def _solve_pursuit(problem: BasisPursuit, signal: Tensor, settings: Settings, start: Blocks | None) -> Solution:
@@ -221,7 +244,7 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
     start = form.zeros() if start is None else form.penalty.project(form.weights, start)
     outcome = run_groups(form, exact, start, settings, list(sample_groups(rows, work.size)), work.run)
     shape = problem.batch_shape(signal)
-    certificate = work.assess(exact, outcome.codes).reshape(shape)
+    certificate = outcome.certificate.reshape(shape)
     return Solution(
         problem.unpack(outcome.codes, shape),
         settle(outcome.status, certificate, settings.tol),
@@ -291,8 +314,8 @@ def _report(solution: Solution, on_failure: str) -> Solution:
     if blocks[0].numel() and not _is_without_bound(solution.problem):
         zero = (blocks[0] == 0).flatten(axes).all(-1) if blocks[0].ndim > axes else blocks[0] == 0
         nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
-        empty = int((zero & nonzero_signal & solution.converged.to(zero.device)).sum())
-        if empty:
+        empty = zero & nonzero_signal & solution.converged.to(zero.device)
+        if bool(empty.any()):
             warnings.warn(_zero_words(solution, empty), DSCWarning, stacklevel=3)
     return solution
 
@@ -303,15 +326,18 @@ def _is_without_bound(problem: Problem) -> bool:
     return isinstance(first, SparseApproximation) and first.epsilon is None
 
 
-def _zero_words(solution: Solution, count: int) -> str:
+def _zero_words(solution: Solution, empty: Tensor) -> str:
     largest = float(solution.problem.lam_max(solution.signal).detach().max())
-    which = f"{count} of {len(solution.status)} samples, whose codes are all zero"
-    if not isinstance(solution.problem, ConvexProblem | LayeredLasso):
+    which = f"{int(empty.sum())} of {len(solution.status)} samples, whose codes are all zero"
+    if not isinstance(solution.problem, ConvexProblem | LayeredLasso | MultiLayerLasso):
         return (
             f"epsilon is at or above the norm of the signal for {which}; expected a smaller epsilon: the largest norm "
             f"here is {largest:.4g} (problem.lam_max(signal))"
         )
+    first = solution.certificate.layers[0] if solution.certificate.layers else solution.certificate
+    # At lam_max and above zero codes have no gap; just below it they can have one within tol.
+    above = bool((first.relative_gap.to(empty.device)[empty] <= _NO_GAP).all())
     return (
-        f"lam is at or above lam_max for {which}; expected a smaller lam: the largest lam_max here is {largest:.4g} "
-        "(problem.lam_max(signal))"
+        f"lam is {'at or above' if above else 'at, above or within tol of'} lam_max for {which}; expected a smaller "
+        f"lam: the largest lam_max here is {largest:.4g} (problem.lam_max(signal))"
     )
