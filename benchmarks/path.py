@@ -51,7 +51,9 @@ def peers(D: Any, Y: Any, grid: Any, threads: int) -> dict[str, tuple[str, str, 
         def call() -> Any:
             from celer import celer_path  # pyright: ignore[reportMissingImports]
 
-            return np.stack([celer_path(DF, y, "lasso", alphas=alphas, tol=tol)[1].T for y in Y], 1)
+            # Without the limit it can spend minutes on a lam of the far end whose tolerance it does not meet.
+            options = {"alphas": alphas, "tol": tol, "max_epochs": 2_000}
+            return np.stack([celer_path(DF, y, "lasso", **options)[1].T for y in Y], 1)
 
         return call
 

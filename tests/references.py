@@ -276,6 +276,38 @@ def kkt_violation(
     return float(violation.max())
 
 
+def scaled_dual(
+    matrix: Tensor,
+    signal: Tensor,
+    codes: Tensor,
+    weights: Tensor | float,
+    *,
+    nonnegative: bool = False,
+    mask: Tensor | None = None,
+) -> float:
+    """Return ``max_α ½‖My‖² - ½‖My - αr‖²`` over the α with ``|α a_iᵀM r| ≤ w_i``, ``r = M(y - Ax)``, in NumPy.
+
+    Non-negative: ``α a_iᵀM r ≤ w_i``. All weights must be positive.
+    """
+    m = np.ones(signal.numel()) if mask is None else mask.double().flatten().numpy()
+    a, b = matrix.double().numpy() * m[:, None], signal.double().flatten().numpy() * m
+    r = b - a @ codes.double().flatten().numpy()
+    if not r.any():
+        return 0.0
+    correlation = a.T @ r
+    w = np.broadcast_to(np.asarray(torch.as_tensor(weights, dtype=torch.float64)), correlation.shape)
+    lower, upper = -np.inf, np.inf
+    for value, bound in zip(correlation, w, strict=True):
+        if value > 0:
+            upper = min(upper, bound / value)
+            lower = lower if nonnegative else max(lower, -bound / value)
+        elif value < 0:
+            lower = max(lower, bound / value)
+            upper = upper if nonnegative else min(upper, -bound / value)
+    alpha = min(max(float(b @ r) / float(r @ r), lower), upper)
+    return 0.5 * float(b @ b) - 0.5 * float((b - alpha * r) @ (b - alpha * r))
+
+
 def sklearn_joint(
     model: dsc.Cascade,
     signal: Tensor,

@@ -104,12 +104,7 @@ def test_constrained_problems_paths_and_gradients(capsys: pytest.CaptureFixture[
 
 
 def test_guarantees_and_networks(capsys: pytest.CaptureFixture[str]) -> None:
-    model = dsc.Cascade(
-        [
-            dsc.ConvDictionary.low_coherence(atoms=16, channels=1, size=8, stride=4, seed=0),
-            dsc.ConvDictionary.low_coherence(atoms=16, channels=16, size=3, stride=2, nonzeros=4, seed=0),
-        ]
-    )
+    model = _low_coherence()
     print(dsc.prove.uniqueness(model, sparsity=(3, 2)))
     print(dsc.prove.equivalence(model, sparsity=(3, 2)))
     g = dsc.prove.uniqueness(model, sparsity=(3, 2))
@@ -133,6 +128,51 @@ def test_guarantees_and_networks(capsys: pytest.CaptureFixture[str]) -> None:
     certificate = dsc.certify(problem, signal, first(signal))
     assert certificate.gap.shape == (4,)
     print(certificate.posterior())
+
+
+def test_the_other_guarantees(capsys: pytest.CaptureFixture[str]) -> None:
+    model = _low_coherence()
+    print(dsc.prove.stability(model, sparsity=(3, 2), noise=0.01, epsilon=(0.0, 0.0)))
+    print(dsc.prove.stability(model, sparsity=(3, 2), noise=0.01, epsilon=(0.0, 0.0), kind="l1", nonzeros=(9, 4)))
+    print(dsc.prove.recovery(model, sparsity=(3, 2)))
+    assert capsys.readouterr().out.count("proved:") == 3
+    signal = dsc.sample(model, sparsity=(8, 1), size=(5, 5), batch=2, seed=0).signal
+    solution = dsc.solve(dsc.Lasso(model.layers[0], lam=0.02), signal)
+    assert dsc.prove.robustness(solution, radius=0.01).radius.shape == (2,)
+    g = dsc.prove.convergence(model, sparsity=(3, 2), amplitude=1.0, noise=0.0, steps=(20, 20))
+    assert g.proved
+    assert g.conditions
+    assert g.bounds
+    assert g.source
+
+
+def test_the_other_networks(tmp_path: Path) -> None:
+    model = _low_coherence()
+    settings = {"sparsity": (3, 2), "amplitude": 1.0, "target_error": 1e-2}
+    signal = dsc.sample(model, sparsity=(8, 1), size=(5, 5), batch=4, seed=0).signal
+    net = dsc.to_cnn(model, **settings, noise=0.0, strategy="interleaved", activation="relu")
+    codes = net(signal)
+    assert codes.shape == (4, 16, 5, 5)
+    assert 0 < net.error_bound <= 1e-2
+    tnet = dsc.to_transformer(model, size=signal.shape[-2:], **settings)
+    assert (tnet(signal) - codes).abs().max() <= tnet.error_bound + net.error_bound
+    problem = dsc.Lasso(model.layers[0], lam=0.02)
+    lista = dsc.unfold(problem, steps=12, learn=("analysis", "threshold"))
+    assert lista.error_bound(sparsity=3) is not None
+    first = dsc.to_cnn(model, **settings, layer=1)
+    coder = dsc.Safeguarded(first, problem, tol=1e-3)
+    assert (dsc.certify(problem, signal, coder(signal), tol=1e-3).relative_gap <= 1e-3).all()
+    pytest.importorskip("onnxruntime")
+    assert dsc.export_onnx(first, tmp_path / "codes.onnx", example=signal) <= 1e-5
+
+
+def _low_coherence() -> dsc.Cascade:
+    return dsc.Cascade(
+        [
+            dsc.ConvDictionary.low_coherence(atoms=16, channels=1, size=8, stride=4, seed=0),
+            dsc.ConvDictionary.low_coherence(atoms=16, channels=16, size=3, stride=2, nonzeros=4, seed=0),
+        ]
+    )
 
 
 def test_sparsity_in_any_network() -> None:

@@ -65,13 +65,13 @@ def require_number(
     Raises:
         ParameterError: It is no real number, is NaN, infinite (when `finite`), or out of range.
     """
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
         value = value.item()
     if isinstance(value, bool | str | bytes):
         raise ParameterError(f"{name} is {value!r}; expected a number")
     try:
         value = float(value)  # type: ignore[arg-type]  # NumPy scalars too
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: tensors that hold no values
         raise ParameterError(f"{name} is {value!r}; expected a number") from None
     except OverflowError:
         raise ParameterError(f"{name} is a whole number too large for a float; expected a number") from None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import deep_sparse_coding as dsc
-from deep_sparse_coding.errors import DictionaryError, ParameterError, UnsupportedError
+from deep_sparse_coding.errors import DictionaryError, ParameterError
 from deep_sparse_coding.networks import CompiledCNN, codes_by_depth, to_cnn
 
 
@@ -127,10 +127,12 @@ def test_learnable_dictionaries_compile_too(model: dsc.Cascade) -> None:
     ("settings", "error", "match"),
     [
         ({"steps": 3, "target_error": 0.1}, ParameterError, "steps is 3 and target_error is 0.1; expected one of them"),
-        ({"strategy": "interleaved"}, UnsupportedError, "'interleaved' is not offered yet; use 'layerwise'"),
+        ({"strategy": "interleaved", "steps": (3, 1)}, ParameterError, "expected one number for all layers"),
         ({"strategy": "layerwize"}, ParameterError, "did you mean 'layerwise'"),
-        ({"activation": "gelu"}, UnsupportedError, "activation 'gelu' is not offered yet; use 'relu'"),
-        ({"activation": "rely"}, ParameterError, "expected 'relu'; did you mean 'relu'"),
+        ({"activation": "rely"}, ParameterError, "expected one of celu, .*; did you mean 'relu'"),
+        ({"weights": "atom"}, ParameterError, "expected one of 'atoms', .* did you mean 'atoms'"),
+        ({"max_kernel": 4}, ParameterError, "max_kernel is 4; expected an odd number"),
+        ({"max_kernel": 1}, ParameterError, "max_kernel is 1; expected a whole number of at least 3"),
         ({"sparsity": (3, 1, 1)}, ParameterError, "sparsity has 3 entries; expected one for each of the 2 layers"),
         ({"sparsity": 0}, ParameterError, "sparsity is 0.*at least 1"),
         ({"sparsity": 1.5}, ParameterError, "sparsity is 1.5; expected a whole number"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import deep_sparse_coding as dsc
-from test_reliability.cases import DENSE, F64, IMAGES, MODEL, SIGNAL
+from test_reliability.cases import CONV, CONV_MODEL, DENSE, F64, IMAGES, MODEL, SIGNAL
 
 NOT_A_NUMBER = (math.nan, -1.0, -math.inf, "0.1", b"1", None, True, {}, object(), 1j, torch.tensor(math.nan), [])
 NOT_A_WHOLE_NUMBER = (*NOT_A_NUMBER, math.inf, 2.5, (1, 2, 3), np.array([1.0, 2.0]))
@@ -44,6 +44,69 @@ NOT_A_MASK = (
     torch.ones(8, **F64).to_sparse(),
     torch.ones(8, device="meta", **F64),
 )
+NOT_A_BOX = (
+    0.5,
+    "ab",
+    (0.0,),
+    (0.0, 1.0, 2.0),
+    (0.1, 1.0),
+    (-1.0, -0.1),
+    (math.nan, 1.0),
+    (-1.0, math.nan),
+    (math.inf, 1.0),
+    (-1.0, -math.inf),
+    (None, 1.0),
+    ("-1", 1.0),
+    (True, 1.0),
+    torch.tensor([-1.0, 1.0], **F64),
+    (torch.full((12,), math.nan, **F64), 1.0),
+    (-1.0, torch.full((12,), -1.0, **F64)),
+    (-1.0, torch.ones(11, **F64)),
+    (-1.0, torch.ones(12, dtype=torch.float16)),
+    (-1.0, torch.ones(12, dtype=torch.int64)),
+    (-1.0, torch.ones(12, **F64).to_sparse()),
+)
+_REST = list(range(1, 12))
+NOT_GROUPS = (
+    "atoms",
+    "channels",
+    b"channels",
+    0,
+    [],
+    [[]],
+    [0, 1],
+    [[0], _REST[1:]],
+    [[0, 0], _REST],
+    [[0], [0, *_REST]],
+    [[0, 12], _REST],
+    [[-1], [0, *_REST]],
+    [[0.5], _REST],
+    [[math.nan], _REST],
+    [["0"], _REST],
+    [[True], [0, *_REST[1:]], [0]],
+    [[0], _REST, []],
+    torch.arange(12),
+)
+NOT_MEMORY = (
+    "",
+    "x",
+    "GB",
+    "1 PB",
+    "-1 GB",
+    "1e3",
+    "1 GB 2",
+    0,
+    -1,
+    0.0,
+    math.nan,
+    math.inf,
+    True,
+    [],
+    {},
+    1j,
+    b"1 GB",
+)
+NOT_POSITIVE = (*(value for value in NOT_A_NUMBER if value is not None), 0, 0.0, math.inf)
 NOT_A_DICTIONARY = (None, torch.eye(8, **F64), np.eye(8), [DENSE], "D", DENSE.matrix, torch.nn.Linear(8, 8))
 NOT_A_SOLVER = ("FISTA", 1, dsc.FISTA, object(), [dsc.FISTA()], torch.ones(2))
 NOT_A_CALLBACK = (1, "x", [], torch.ones(2), True, {})
@@ -241,6 +304,82 @@ def _rows() -> list[tuple[str, Call, tuple[Any, ...]]]:
         ("to_cnn-strategy", _called(dsc.to_cnn, "strategy", **compiled), ("x", None, 1)),
         ("to_cnn-activation", _called(dsc.to_cnn, "activation", **compiled), ("x", None, 1)),
     ]
+    return rows + _later_rows()
+
+
+def _later_rows() -> list[tuple[str, Call, tuple[Any, ...]]]:
+    """Return the same for what goes beyond the plain Lasso, and for the settings of solvers."""
+    lasso, chain = {"dictionary": DENSE, "lam": 0.2}, {"model": MODEL, "lam": 0.2}
+    rows: list[tuple[str, Call, tuple[Any, ...]]] = [
+        ("Lasso-box", _made(dsc.Lasso, "box", **lasso), NOT_A_BOX),
+        ("Lasso-ridge", _made(dsc.Lasso, "ridge", **lasso), (*NOT_A_NUMBER, math.inf, torch.ones(12, **F64))),
+        ("Lasso-groups", _made(dsc.Lasso, "groups", **lasso), NOT_GROUPS),
+        ("Lasso-groups-box", _made(dsc.Lasso, "groups", box=(-1.0, 1.0), **lasso), ([[0], _REST],)),
+        (
+            "Lasso-groups-weights",
+            _made(dsc.Lasso, "groups", weights=torch.arange(1, 13).to(**F64), **lasso),
+            ([[0, 1], _REST[1:]],),
+        ),
+        ("MultiLayerLasso-model", _made(dsc.MultiLayerLasso, "model", **chain), (DENSE, *NOT_A_DICTIONARY)),
+        (
+            "MultiLayerLasso-lam",
+            _made(dsc.MultiLayerLasso, "lam", **chain),
+            (*NOT_A_NUMBER, math.inf, (0.1,), (0.1, -1.0), (0.1, math.nan), (0.1, 0.1, 0.1)),
+        ),
+    ]
+    problems: dict[str, tuple[dsc.Problem, Tensor]] = {
+        "lasso": (dsc.Lasso(DENSE, 0.2), SIGNAL),
+        "box": (dsc.Lasso(DENSE, 0.2, box=(-1.0, 1.0)), SIGNAL),
+        "images": (dsc.Lasso(CONV, 0.2), IMAGES),
+        "joint": (dsc.JointLasso(CONV_MODEL, 0.2), IMAGES),
+        "multilayer": (dsc.MultiLayerLasso(MODEL, 0.2), SIGNAL),
+        "few": (dsc.SparseApproximation(DENSE, 2), SIGNAL),
+    }
+    for name, (problem, signal) in problems.items():
+        call = {"problem": problem, "signal": signal, "on_failure": "ignore"}
+        rows += [
+            (f"later-{name}-max_memory", _called(dsc.solve, "max_memory", **call), NOT_MEMORY),
+            (f"later-{name}-tol", _called(dsc.solve, "tol", **call), (*NOT_A_NUMBER, math.inf)),
+            (f"later-{name}-max_steps", _called(dsc.solve, "max_steps", **call), NOT_A_WHOLE_NUMBER),
+            (
+                f"later-{name}-start",
+                _called(dsc.solve, "start", **call),
+                ((), NOT_CODES[0], NOT_CODES[1], NOT_CODES[6]),
+            ),
+            (f"later-{name}-solver", _called(dsc.solve, "solver", **call), NOT_A_SOLVER),
+        ]
+    misplaced: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        ("lasso", (dsc.OMP(), dsc.MLISTA(), dsc.ConvCoordinateDescent(), dsc.JointCoordinateDescent(), dsc.IHT())),
+        ("box", (dsc.CoordinateDescent(), dsc.Homotopy(), dsc.ConvCoordinateDescent())),
+        ("images", (dsc.CoordinateDescent(), dsc.Homotopy(), dsc.JointCoordinateDescent(), dsc.CoSaMP())),
+        ("joint", (dsc.CoordinateDescent(), dsc.Homotopy(), dsc.ConvCoordinateDescent(), dsc.ADMM(), dsc.MLFISTA())),
+        ("multilayer", (dsc.FISTA(), dsc.ADMM(), dsc.JointCoordinateDescent(), dsc.OMP())),
+        ("few", (dsc.FISTA(), dsc.ADMM(), dsc.MLISTA())),
+    )
+    for name, solvers in misplaced:
+        problem, signal = problems[name]
+        rows.append((f"misplaced-{name}", _called(dsc.solve, "solver", problem=problem, signal=signal), solvers))
+    rounds = (*NOT_A_WHOLE_NUMBER, 0)
+    for kind in (
+        dsc.CoordinateDescent,
+        dsc.ConvCoordinateDescent,
+        dsc.JointCoordinateDescent,
+        dsc.SubspacePursuit,
+        dsc.CoSaMP,
+        dsc.IHT,
+    ):
+        rows.append((f"{kind.__name__}-rounds", _called(kind, "rounds"), rounds))
+    rows += [
+        ("ADMM-rho", _called(dsc.ADMM, "rho"), NOT_POSITIVE),
+        ("ADMM-relaxation", _called(dsc.ADMM, "relaxation"), (*NOT_POSITIVE, 2, 2.0, 1e300)),
+        ("ADMM-adapt", _called(dsc.ADMM, "adapt"), NOT_A_FLAG),
+        ("OMP-forward", _called(dsc.OMP, "forward"), NOT_A_FLAG),
+        ("IHT-step", _called(dsc.IHT, "step"), ("fast", "Fixed", None, 1, [], math.nan)),
+        ("IHT-tol", _called(dsc.IHT, "tol"), (*NOT_A_NUMBER, math.inf)),
+        ("IHT-polish", _called(dsc.IHT, "polish"), NOT_A_FLAG),
+        ("MLISTA-relaxation", _called(dsc.MLISTA, "relaxation"), (*NOT_POSITIVE, 1.1)),
+        ("MLFISTA-relaxation", _called(dsc.MLFISTA, "relaxation"), (*NOT_POSITIVE, 1.1)),
+    ]
     return rows
 
 
@@ -253,3 +392,28 @@ def test_every_bad_value_of_every_keyword_is_refused_in_words(call: Call, values
         with pytest.raises(dsc.DSCError) as caught:
             call(value)
         assert len(str(caught.value)) > 20, f"{value!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"box": (0.1, 1.0)}, r"box\[0\] is 0\.1; expected a number.* at most 0"),
+        ({"box": (-1.0, math.nan)}, r"box\[1\] is nan; expected a number at least 0"),
+        ({"box": (-1.0, 1.0, 2.0)}, r"box has 3 entries; expected a pair \(lower, upper\)"),
+        (
+            {"box": (-torch.ones(12, **F64), torch.full((12,), -2.0, **F64))},
+            r"box\[1\] has 12 entries that are negative",
+        ),
+        ({"ridge": -1.0}, r"ridge is -1\.0; expected a finite number at least 0"),
+        ({"ridge": math.inf}, r"ridge is inf; expected a finite number at least 0"),
+        (
+            {"groups": [[0, 1], [1, *range(2, 12)]]},
+            "groups name atoms more than once: 1; expected every atom in exactly",
+        ),
+        ({"groups": [[0, 1]]}, r"groups leave out atoms: 2, 3, 4, 5, 6, \.\.\.; expected every atom in exactly one"),
+        ({"groups": "channels"}, "groups='channels' .* a dense dictionary has no places"),
+    ],
+)
+def test_what_is_said_of_bad_bounds_ridges_and_groups(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(dsc.ParameterError, match=message):
+        dsc.Lasso(DENSE, 0.2, **settings)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 import deep_sparse_coding as dsc
+from deep_sparse_coding.problems import assess_form
 from deep_sparse_coding.solvers import coordinate
+from deep_sparse_coding.solvers.coordinate import CoordinateDescent
 from references import joint_matrix, kkt_violation
 from strategies import normal, rng
 
@@ -133,3 +136,20 @@ def test_multiples_in_slices(monkeypatch: pytest.MonkeyPatch, slice_entries: int
     for k in range(3):
         for i in range(5):
             assert kkt_violation(DENSE.matrix, SIGNAL[i], codes[k, i], float(multiples[k, i]), mask=MASK[i]) < 1e-5
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_compiled_certificate_is_that_of_the_assessor(nonnegative: bool, masked: bool, share: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    D = dsc.DenseDictionary.random(20, 50, seed=3, dtype=torch.float64)
+    y = torch.randn(130, 20, generator=generator, dtype=torch.float64)
+    y[5] = 0
+    mask = torch.rand(130, 20, generator=generator) > 0.3 if masked else None
+    problem = dsc.Lasso(D, 0.3, nonnegative=nonnegative, mask=mask)
+    form = problem.exact_form(y)
+    codes = share * dsc.solve(problem, y, tol=1e-6).codes
+    plain, compiled = assess_form(form, (codes,), math.inf), CoordinateDescent().assess(form, (codes,), math.inf)
+    torch.testing.assert_close(compiled.objective, plain.objective, rtol=1e-12, atol=0)
+    assert float(((compiled.gap - plain.gap).abs() / plain.objective.clamp_min(1e-300)).max()) <= 1e-13

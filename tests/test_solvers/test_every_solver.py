@@ -144,7 +144,7 @@ def test_joint_convolutional_problem_is_the_stacked_lasso(boundary: str) -> None
     problem = dsc.JointLasso(model, (0.05, 0.02), beta=(1.0, 0.5))
     solution = dsc.solve(problem, signal, tol=1e-9, max_steps=50_000)
     _, want = sklearn_joint(model, signal[0], size, (0.05, 0.02), (1.0, 0.5))
-    assert solution.solver == "FISTA"
+    assert solution.solver == "JointCoordinateDescent"
     assert float(solution.certificate.objective[0]) == pytest.approx(want, rel=1e-8)
     assert float(solution.codes[1].abs().max()) > 0
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from deep_sparse_coding.errors import UnsupportedError
 from deep_sparse_coding.problems import Blocks, StandardForm
 from deep_sparse_coding.problems.base import flat_sum, inner, penalty, per_sample, squared_norm
+from deep_sparse_coding.problems.dual import support_ray
 from deep_sparse_coding.problems.operators import Operator
 
 from .conditioning import factorize
@@ -78,8 +79,9 @@ class Sphere:
 def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
     """Return the sphere that codes x prove, and the zeros that it proves.
 
-    ``R² = ¼‖r-θ‖² + Σ(w_i|x_i| - x_i a_iᵀθ)`` about ``c = (r + θ)/2``, θ a scaled residual that is feasible after
-    rounding; i is certainly zero if ``|a_iᵀc| + ‖a_i‖R + n·eps‖a_i‖‖c‖ < w_i`` (non-negative: without the bars).
+    ``R² = ¼‖r-θ‖² + Σ(w_i|x_i| - x_i a_iᵀθ)`` about ``c = (r + θ)/2``, θ the scaled residual, or the scaled residual
+    corrected on the support where its R is smaller, feasible after rounding; i is certainly zero if
+    ``|a_iᵀc| + ‖a_i‖R + n·eps‖a_i‖‖c‖ < w_i`` (non-negative: without the bars).
 
     Args:
         form: The problem in float64.
@@ -99,6 +101,65 @@ def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
     residual = form.residual(codes)
     residual_error = rounding.residual(form, codes)
     ray, free, defect = _ray(form, codes, residual, rounding)
+    ball = _ball(form, codes, residual, residual_error, ray, free, defect, rounding)
+    if not any(bool(block.any()) for block in free):
+        # Near the solution the residual corrected on the support proves far more than the scaled residual.
+        corrected = support_ray(form, codes, residual)
+        other = _ball(form, codes, residual, residual_error, corrected, free, defect, rounding)
+        ball = ball.better(other)
+    size = norm(ball.center)
+    center_correlation = form.operator.analyze(ball.center)
+    zeros, signed = [], []
+    for w, c, n in zip(form.weights, center_correlation, rounding.norms, strict=True):
+        reach = n * per_sample(ball.radius + rounding.analysis * size, c) * (1 + 4 * EPS)
+        value = c if form.nonnegative else c.abs()
+        proved = torch.isfinite(per_sample(ball.radius, c)) & (value + reach + EPS * value.abs() < w)
+        zeros.append(proved | (w == math.inf))
+        signed.append((reach < w).expand_as(c))
+    return Sphere(
+        residual,
+        residual_error,
+        ball.center,
+        center_correlation,
+        ball.radius,
+        ball.gap,
+        ball.distance,
+        tuple(zeros),
+        tuple(signed),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ball:
+    """A ball that holds the dual solution: center, radius, gap and the distance from center to residual."""
+
+    center: Blocks
+    radius: Tensor
+    gap: Tensor
+    distance: Tensor
+
+    def better(self, other: _Ball) -> _Ball:
+        """Return, sample by sample, the ball with the smaller radius."""
+        take = other.radius < self.radius  # False for NaN
+        return _Ball(
+            tuple(torch.where(per_sample(take, c), o, c) for c, o in zip(self.center, other.center, strict=True)),
+            torch.where(take, other.radius, self.radius),
+            torch.where(take, other.gap, self.gap),
+            torch.where(take, other.distance, self.distance),
+        )
+
+
+def _ball(
+    form: StandardForm,
+    codes: Blocks,
+    residual: Blocks,
+    residual_error: Tensor,
+    ray: Blocks,
+    free: Blocks,
+    defect: Tensor,
+    rounding: Rounding,
+) -> _Ball:
+    """Return the ball of ``θ = α·ray``, α the best that is feasible after rounding."""
     correlation = form.operator.analyze(ray)
     size = norm(ray)
     alpha = torch.where(size > 0, inner(form.data, ray) / size.square().clamp_min(1e-300), 0.0)
@@ -130,27 +191,7 @@ def sphere(form: StandardForm, codes: Blocks, rounding: Rounding) -> Sphere:
     resolved = torch.isfinite(gap) & torch.isfinite(radius) & _squares_resolved(form.data, residual)
     radius = torch.where(resolved, radius, math.inf)
     gap = torch.where(torch.isfinite(radius), gap, math.inf)
-
-    center_correlation = form.operator.analyze(center)
-    zeros, signed = [], []
-    for w, c, n in zip(form.weights, center_correlation, rounding.norms, strict=True):
-        reach = n * per_sample(radius + rounding.analysis * size, c) * (1 + 4 * EPS)
-        value = c if form.nonnegative else c.abs()
-        proved = torch.isfinite(per_sample(radius, c)) & (value + reach + EPS * value.abs() < w)
-        zeros.append(proved | (w == math.inf))
-        signed.append((reach < w).expand_as(c))
-    distance = 0.5 * difference * grow + 0.5 * residual_error
-    return Sphere(
-        residual,
-        residual_error,
-        center,
-        center_correlation,
-        radius,
-        gap,
-        distance,
-        tuple(zeros),
-        tuple(signed),
-    )
+    return _Ball(center, radius, gap, 0.5 * difference * grow + 0.5 * residual_error)
 
 
 def _ray(form: StandardForm, codes: Blocks, residual: Blocks, rounding: Rounding) -> tuple[Blocks, Blocks, Tensor]:

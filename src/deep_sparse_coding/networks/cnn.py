@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..checks import per_layer, require_integer
-from ..dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
-from ..errors import ParameterError, UnsupportedError, near_misses
-from .hypotheses import layer_hypotheses
-from .layout import LayerLayout, Stage
-from .plan import Plan, make_plan
+from ..checks import per_layer, require_integer, require_number
+from ..dictionaries import Cascade, Dictionary, as_cascade
+from ..errors import ParameterError
+from ..guarantees.hypotheses import LayerHypotheses, layer_hypotheses
+from ..guarantees.schedule import step_order
+from .activations import Activation, resolve_activation
+from .analysis import check_weights
+from .interleaved import interleaved_maps
+from .kernels import LinearMap, layerwise_maps, merge_map
+from .layout import Reading
+from .plan import Plan, PlanLayer
+from .planning import plan_layers
+from .splitting import split
 
 _CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _WRAP: dict[int, Callable[..., nn.Module]] = {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d}
+_ZEROS: dict[int, Callable[..., nn.Module]] = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 _DEFAULT_TARGET = 1e-2
-_STRATEGIES = ("layerwise", "interleaved")
-_ACTIVATIONS = ("relu", "gelu", "silu", "elu", "celu", "mish", "softplus", "leaky_relu", "relu6", "hardtanh")
+# Subtracted where a grid is longer than the codes, in units of the largest amplitude: no argument is as large.
+_OFF = 2.0**24
 
 
 class CompiledCNN(nn.Sequential):
@@ -77,7 +85,10 @@ def to_cnn(
     noise: float = 0.0,
     target_error: float | None = None,
     strategy: str = "layerwise",
-    activation: str = "relu",
+    activation: str | nn.Module | Callable[[Tensor], Tensor] = "relu",
+    distance: float | None = None,
+    weights: str = "atoms",
+    max_kernel: int | None = None,
     steps: int | Sequence[int] | None = None,
     place_sparsity: int | Sequence[int] | None = None,
     nonnegative: bool | Sequence[bool] = False,
@@ -86,8 +97,8 @@ def to_cnn(
 ) -> CompiledCNN:
     """Compile a model into a CNN that computes its codes within a proved error, for every signal of a class.
 
-    Every step is ``x ← S_θ(x + Dᵀ(z - Dx))``, written as a convolution, a bias and a ReLU on pairs ``x = x⁺ - x⁻``;
-    layer after layer, thresholds and depth from the error bounds of N1 and N2.
+    Every step is ``x ← S_θ(x + Wᵀ(z - Dx))``, written as a convolution, a bias and a ReLU on pairs ``x = x⁺ - x⁻``;
+    thresholds and depth come from the error bounds of N1 to N3.
 
     Args:
         model: A dictionary or a cascade, atoms of unit norm.
@@ -95,8 +106,15 @@ def to_cnn(
         amplitude: Bound of ``‖x_j‖_∞``, for all layers or one per layer.
         noise: Bound of the ℓ2 norm of the signal's noise; for convolutions of its part under any one atom.
         target_error: The bound of ``‖codes - truth‖_∞`` to reach at the least cost; 0.01 without `steps`.
-        strategy: "layerwise".
-        activation: "relu".
+        strategy: "layerwise" (all steps of layer 1, then of layer 2, ...) or "interleaved" (one step of every layer per
+            linear layer: an estimate of all codes at any depth).
+        activation: "relu"; "leaky_relu", "prelu", "relu6" or "hardtanh", of which ReLU is made exactly; "elu", "celu",
+            "gelu", "silu", "mish" or "softplus", whose distance to ReLU is in the bound; a module of one of these kinds
+            with settings of its own; any other module or function together with `distance`.
+        distance: ``sup|σ(u) - max(u, 0)|`` of an activation of another kind.
+        weights: W: "atoms" (D itself), "pseudo-inverse" (ALISTA's closed form), "program" (the rows of least ρ, by
+            linear programs), or "best": for every layer what makes the bound smallest or the network cheapest.
+        max_kernel: Split kernels exactly into several of at most this odd size; None to leave them whole.
         steps: The number of steps, for all layers or one per layer, in place of `target_error`.
         place_sparsity: The most non-zeros of ``x_{j-1}`` under one atom of layer j, one per layer but the deepest; None
             for the bound by covering the place with stripes.
@@ -110,12 +128,17 @@ def to_cnn(
     Raises:
         ParameterError: Settings out of range; a layer whose bound does not shrink (ρ ≥ 1); a target below what noise
             and rounding leave at any depth.
-        UnsupportedError: Another strategy or activation.
+        UnsupportedError: Boundary "same", or a program that is too large.
 
-    Source: statements N1, N2 and N6 of docs/theory.md; Chen, Liu, Wang & Yin 2018; Papyan, Romano & Elad 2017.
+    Source: statements N1 to N3, N5 to N7 and N9 of docs/theory.md; Chen, Liu, Wang & Yin 2018; Papyan, Romano & Elad
+        2017.
     """
     cascade = as_cascade(model)
-    _require_offered(strategy, activation)
+    step_order(strategy, (1,))
+    check_weights(weights)
+    applied = resolve_activation(activation, distance, cascade.dtype)
+    if max_kernel is not None and require_integer("max_kernel", max_kernel, minimum=3) % 2 == 0:
+        raise ParameterError(f"max_kernel is {max_kernel}; expected an odd number, or None to leave kernels whole")
     if steps is not None and target_error is not None:
         raise ParameterError(
             f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
@@ -137,10 +160,25 @@ def to_cnn(
     if steps is not None:
         wanted = tuple(steps) if isinstance(steps, Sequence) else steps
         counts = [require_integer("steps", k, minimum=1) for k in per_layer("steps", wanted, depth)]
+        step_order(strategy, counts)
     dictionaries = cascade.layers[:depth]
     target = _DEFAULT_TARGET if target_error is None else target_error
-    plan = make_plan(dictionaries, assumed, target_error=target, steps=counts)
-    return CompiledCNN(_modules(dictionaries, plan), plan)
+    layers = plan_layers(
+        dictionaries,
+        assumed,
+        target_error=require_number("target_error", target, minimum=0, strict=True),
+        steps=counts,
+        strategy=strategy,
+        activation=applied,
+        weights=weights,
+    )
+    maps = _maps(dictionaries, layers, strategy, applied)
+    if max_kernel is not None:
+        maps = [part for linear in maps for part in split(linear, max_kernel)]
+    told = _hypotheses(dictionaries, assumed)
+    stages = tuple(linear.stage(applied.parameters) for linear in maps)
+    plan = Plan(layers, stages, told, cascade.dtype, strategy, applied)
+    return CompiledCNN(_modules(maps, plan, cascade.device), plan)
 
 
 def codes_by_depth(net: CompiledCNN, signal: Tensor) -> list[Estimate]:
@@ -156,198 +194,128 @@ def codes_by_depth(net: CompiledCNN, signal: Tensor) -> list[Estimate]:
     Raises:
         ParameterError: Not a compiled network.
 
-    Source: statements N1 and N2 of docs/theory.md.
+    Source: statements N1 to N3 of docs/theory.md.
     """
     if not isinstance(net, CompiledCNN):
         raise ParameterError(f"net is a {type(net).__name__}; expected a network that dsc.to_cnn made")
     estimates: list[Estimate] = []
     marks = iter(net.plan.bound_by_depth)
-    axis = -len(net.plan.layers[0].layout.kernel) - 1
+    axes = net.plan.layers[0].layout.axes
     state = signal
-    for module in net:
+    stages = iter(net.plan.stages)
+    suffix = f"_{net.plan.activation.name}"
+    for name, module in net.named_children():
         state = module(state)
-        if isinstance(module, nn.ReLU):
-            mark = next(marks)
-            layout = net.plan.layers[mark.layer - 1].layout
-            codes = state.narrow(axis, 0, layout.atoms)
-            if layout.signed:
-                codes = codes - state.narrow(axis, layout.atoms, layout.atoms)
-            estimates.append(Estimate(mark.depth, mark.layer, mark.step, codes.contiguous()))
+        if name.endswith(suffix):
+            stage = next(stage for stage in stages if stage.activated)
+            values = net.plan.activation.as_relu(state, stage.scales, -axes - 1)
+            for reading in stage.readings:
+                mark = next(marks)
+                estimates.append(Estimate(mark.depth, mark.layer, mark.step, _read(values, reading, axes)))
     return estimates
 
 
-def _require_offered(strategy: str, activation: str) -> None:
-    if strategy == "interleaved":
-        raise UnsupportedError(
-            "strategy 'interleaved' is not offered yet; use 'layerwise', whose codes meet the same kind of bound"
-        )
-    if strategy != "layerwise":
-        raise ParameterError(f"strategy is {strategy!r}; expected 'layerwise'{near_misses(str(strategy), _STRATEGIES)}")
-    if activation != "relu":
-        if activation in _ACTIVATIONS:
-            raise UnsupportedError(f"activation {activation!r} is not offered yet; use 'relu', which is exact")
-        raise ParameterError(
-            f"activation is {activation!r}; expected 'relu'{near_misses(str(activation), _ACTIVATIONS)}"
-        )
+def _read(values: Tensor, reading: Reading, axes: int) -> Tensor:
+    """Return the codes of a layer on their own grid."""
+    axis = values.ndim - axes - 1
+    phases = reading.phases or (1,) * axes
+    width = reading.atoms * math.prod(phases)
+    codes = values.narrow(axis, reading.start, width)
+    if reading.signed:
+        codes = codes - values.narrow(axis, reading.start + width, width)
+    if math.prod(phases) > 1:
+        # (phases, atoms) per position becomes atoms on a grid that is finer by as many.
+        grid = codes.shape[axis + 1 :]
+        codes = codes.unflatten(axis, (*phases, reading.atoms)).movedim(axis + axes, axis)
+        order = [place for at in range(axes) for place in (axis + 1 + axes + at, axis + 1 + at)]
+        codes = codes.permute(*range(axis + 1), *order)
+        fine = [n * count for n, count in zip(grid, phases, strict=True)]
+        codes = codes.reshape(*codes.shape[: axis + 1], *fine)
+    for at, surplus in enumerate(reading.surplus):
+        codes = codes.narrow(axis + 1 + at, 0, codes.shape[axis + 1 + at] - surplus)
+    return codes.contiguous()
 
 
-# ---------------------------------------------------------------------- weights
+def _hypotheses(dictionaries: Sequence[Dictionary], assumed: Sequence[LayerHypotheses]) -> tuple[str, ...]:
+    told = [sentence for d, h in zip(dictionaries, assumed, strict=True) for sentence in h.sentences(d)]
+    word = str(dictionaries[0].dtype).removeprefix("torch.")
+    told.append(f"the network runs in {word} or better, sums of products in any order (no TF32, no Winograd or FFT)")
+    return tuple(told)
 
 
-def _modules(dictionaries: Sequence[Dictionary], plan: Plan) -> OrderedDict[str, nn.Module]:
-    """Return the layers of the network, named after what they do."""
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    signed_input = False
-    for stage in plan.stages:
-        dictionary = dictionaries[stage.layer - 1]
-        planned = plan.layers[stage.layer - 1]
-        if stage.kind == "analyze":
-            weight = _analysis(dictionary, planned.layout, stage, signed_input)
-            signed_input = planned.layout.signed
-        else:
-            weight = _WEIGHTS[stage.kind](dictionary, planned.layout, stage)
-        bias = None
-        if stage.bias:
-            theta = planned.thresholds[stage.step - 1]
-            pieces = [-theta] * (planned.layout.code_width // planned.layout.atoms)
-            bias = torch.cat([*pieces, theta.new_zeros(stage.outputs - planned.layout.code_width)])
-        name = "merge" if stage.kind == "merge" else f"layer{stage.layer}_step{stage.step}"
-        name += {"spread": "_synthesize", "gather": "_analyze"}.get(stage.kind, "")
-        for suffix, module in _linear(weight, bias, stage, planned.layout, dictionary):
-            modules[name + suffix] = module
-        if stage.activated:
-            modules[name + "_relu"] = nn.ReLU()
-    return modules
+# ---------------------------------------------------------------------- layers
 
 
-def _linear(
-    weight: Tensor, bias: Tensor | None, stage: Stage, layout: LayerLayout, dictionary: Dictionary
-) -> list[tuple[str, nn.Module]]:
-    """Return the standard layers that apply a weight: a convolution, where the boundary wraps after its padding.
+def _maps(
+    dictionaries: Sequence[Dictionary], layers: Sequence[PlanLayer], strategy: str, activation: Activation
+) -> list[LinearMap]:
+    """Return the linear layers, with what makes up for the activation."""
+    layouts = [layer.layout for layer in layers]
+    thresholds = [layer.thresholds for layer in layers]
+    analyses = [layer.analysis for layer in layers]
+    deepest, top = layouts[-1], layers[-1]
+    if strategy == "layerwise" or len(layers) == 1:
+        maps = layerwise_maps(dictionaries, layouts, thresholds, analyses)
+    else:
+        amplitudes = [layer.hypotheses.amplitude for layer in layers]
+        # Where zero is made of two numbers, what is subtracted must not drown the rest in its rounding.
+        off = 2 * max(layer.largest for layer in layers) if activation.of_two else _OFF * max(amplitudes)
+        maps = interleaved_maps(dictionaries, layouts, thresholds, analyses, off=off, height=min(amplitudes))
+    surplus = maps[-1].readings[0].surplus
+    if deepest.signed or not activation.is_relu or any(surplus):
+        merge = merge_map(deepest, len(layers), top.steps, maps[-1].weight)
+        maps.append(replace(merge, padding=tuple((0, -n) for n in surplus) if surplus else merge.padding))
+    if activation.distance or activation.limit < math.inf:
+        maps = [_scaled(linear, layers) if linear.activated else linear for linear in maps]
+    return activation.replace_relu(maps)
+
+
+def _scaled(linear: LinearMap, layers: Sequence[PlanLayer]) -> LinearMap:
+    """Return the layer with the scales of its outputs: by step for codes, large for what is handed on."""
+    scales = linear.weight.new_ones(len(linear.weight))
+    for reading in linear.readings:
+        parts = 2 if reading.signed else 1
+        width = parts * reading.atoms * math.prod(reading.phases)
+        scales[reading.start : reading.start + width] = layers[reading.layer - 1].scales[reading.step - 1]
+    if linear.carried is not None:
+        scales[linear.carried] = min(layer.carry for layer in layers)
+    return replace(linear, scales=scales)
+
+
+def _modules(maps: Sequence[LinearMap], plan: Plan, device: torch.device) -> OrderedDict[str, nn.Module]:
+    """Return the layers of the network, named after what they do.
 
     Layers are made without their usual random weights: those would be drawn from the global generator.
     """
-    kind: dict[str, Any] = {"bias": bias is not None, "dtype": dictionary.dtype, "device": dictionary.device}
-    found: list[tuple[str, nn.Module]] = []
-    axes = len(stage.kernel)
-    if axes == 0:
-        module: nn.Module = skip_init(nn.Linear, stage.inputs, stage.outputs, **kind)
-    else:
-        options: dict[str, Any] = {}
-        circular = layout.boundary == "circular"
-        before, after = [0] * axes, [0] * axes
-        if stage.kind == "analyze":
-            options["stride"] = layout.stride
-            after = [max(k - q, 0) for k, q in zip(layout.kernel, layout.stride, strict=True)]
-        elif stage.kind == "step":
-            options["padding"] = layout.lags
-            if circular:
-                options["padding_mode"] = "circular"
-        elif stage.kind == "spread":
-            before = [k - 1 for k in layout.kernel]
-            if not circular:
-                options["padding"] = tuple(before)
-        elif stage.kind == "gather":
-            after = [k - 1 for k in layout.kernel]
-        if circular and any(before + after):
-            padding = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-            found.append(("_wrap", _WRAP[axes](tuple(padding))))
-        module = skip_init(_CONV[axes], stage.inputs, stage.outputs, stage.kernel, **options, **kind)
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        parameters["weight"].copy_(weight)
-        if bias is not None:
-            parameters["bias"].copy_(bias)
-    module.requires_grad_(False)
-    return [*found, ("", module)]
-
-
-def _kernels(dictionary: Dictionary) -> Tensor:
-    """Return the atoms as ``(atoms, channels, k, ...)`` in float64 (dense: ``(atoms, d)``)."""
-    weight = dictionary.weight.detach().double()
-    return weight if isinstance(dictionary, ConvDictionary) else weight.T
-
-
-def _center(layout: LayerLayout, kernel: tuple[int, ...], place: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return the kernel that hands every atom's channel on, its one tap at `place`."""
-    identity = like.new_zeros(layout.atoms, layout.atoms, *kernel)
-    index = torch.arange(layout.atoms, device=like.device)
-    identity[(index, index, *place)] = 1.0
-    return identity
-
-
-def _analysis(dictionary: Dictionary, layout: LayerLayout, stage: Stage, signed_input: bool) -> Tensor:
-    """Return ``Wᵀ`` on a signal, or on the pairs of the layer below, for ``(v - θ, -v - θ, v, -v)``."""
-    weight = _kernels(dictionary)
-    if signed_input:
-        weight = torch.cat([weight, -weight], dim=1)
-    rows = [weight, -weight] if layout.signed else [weight]
-    if stage.outputs > layout.code_width:
-        rows += [weight, -weight]
-    return torch.cat(rows)
-
-
-def _step(dictionary: Dictionary, layout: LayerLayout, stage: Stage) -> Tensor:
-    """Return one convolution for ``u = x - WᵀDx + v`` and its negative, and v carried along."""
-    place = tuple(k // 2 for k in stage.kernel)
-    gram = dictionary.gram_rows().reshape(layout.atoms, layout.atoms, *stage.kernel)
-    identity = _center(layout, stage.kernel, place, gram)
-    return _rows(layout, stage, identity - gram, identity)
-
-
-def _spread(dictionary: Dictionary, layout: LayerLayout, stage: Stage) -> Tensor:
-    """Return a convolution for ``(Dx, x + v, v)`` on the signal's grid, what is carried at an atom's first entry."""
-    kernels = _kernels(dictionary)
-    axes = tuple(range(2, kernels.ndim))
-    synthesis = kernels.transpose(0, 1).flip(axes)
-    carry = _center(layout, layout.kernel, tuple(k - 1 for k in layout.kernel), kernels)
-    rows = [_pairs(layout, synthesis, torch.zeros_like(synthesis)), _pairs(layout, carry, carry)]
-    if stage.outputs > layout.channels + layout.atoms:
-        rows.append(_pairs(layout, torch.zeros_like(carry), carry))
-    return torch.cat(rows)
-
-
-def _gather(dictionary: Dictionary, layout: LayerLayout, stage: Stage) -> Tensor:
-    """Return a convolution for ``u = (x + v) - Wᵀ(Dx)`` and its negative, and v as a pair."""
-    kernels = _kernels(dictionary)
-    carry = _center(layout, layout.kernel, (0,) * len(layout.kernel), kernels)
-    nothing = torch.zeros_like(carry)
-    more = stage.outputs > layout.code_width
-    argument = torch.cat([-kernels, carry, *([nothing] if more else [])], dim=1)
-    rows = [argument, -argument] if layout.signed else [argument]
-    if more:
-        kept = torch.cat([torch.zeros_like(kernels), nothing, carry], dim=1)
-        rows += [kept, -kept]
-    return torch.cat(rows)
-
-
-def _merge(dictionary: Dictionary, layout: LayerLayout, stage: Stage) -> Tensor:
-    """Return ``x⁺ - x⁻`` as a convolution of kernel 1."""
-    identity = torch.eye(layout.atoms, dtype=torch.float64, device=dictionary.device)
-    return torch.cat([identity, -identity], dim=1).reshape(layout.atoms, layout.code_width, *stage.kernel)
-
-
-def _pairs(layout: LayerLayout, on_codes: Tensor, on_v: Tensor) -> Tensor:
-    """Return the columns for the channels of the state, given those for x and for v."""
-    codes = [on_codes, -on_codes] if layout.signed else [on_codes]
-    return torch.cat([*codes, on_v, -on_v], dim=1)
-
-
-def _rows(layout: LayerLayout, stage: Stage, on_codes: Tensor, identity: Tensor) -> Tensor:
-    argument = _pairs(layout, on_codes, identity)
-    rows = [argument, -argument] if layout.signed else [argument]
-    if stage.outputs > layout.code_width:
-        kept = identity.new_zeros(layout.atoms, argument.shape[1], *identity.shape[2:])
-        for start in (layout.code_width, layout.code_width + layout.atoms):
-            row = kept.clone()
-            row[:, start : start + layout.atoms] = identity
-            rows.append(row)
-    return torch.cat(rows)
-
-
-_WEIGHTS: dict[str, Callable[[Dictionary, LayerLayout, Stage], Tensor]] = {
-    "step": _step,
-    "spread": _spread,
-    "gather": _gather,
-    "merge": _merge,
-}
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for linear in maps:
+        outputs, inputs = linear.weight.shape[:2]
+        kind: dict[str, Any] = {"bias": linear.bias is not None, "dtype": plan.dtype, "device": device}
+        axes = len(linear.kernel)
+        if axes == 0:
+            module: nn.Module = skip_init(nn.Linear, inputs, outputs, **kind)
+        else:
+            options: dict[str, Any] = {"stride": linear.stride}
+            even = all(before == after >= 0 for before, after in linear.padding)
+            step = even and all(k == 2 * pair[0] + 1 for k, pair in zip(linear.kernel, linear.padding, strict=True))
+            if even and (step or not linear.wrap):
+                options["padding"] = tuple(before for before, _ in linear.padding)
+                if linear.wrap and any(options["padding"]):
+                    options["padding_mode"] = "circular"
+            elif any(before or after for before, after in linear.padding):
+                flat = [n for pair in reversed(linear.padding) for n in pair]
+                if linear.wrap:
+                    modules[linear.name + "_wrap"] = _WRAP[axes](tuple(flat))
+                else:
+                    modules[linear.name + "_pad"] = _ZEROS[axes](tuple(flat), 0.0)
+            module = skip_init(_CONV[axes], inputs, outputs, linear.kernel, **options, **kind)
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            parameters["weight"].copy_(linear.weight)
+            if linear.bias is not None:
+                parameters["bias"].copy_(linear.bias)
+        modules[linear.name] = module.requires_grad_(False)
+        if linear.activated:
+            applied = plan.activation.make().to(device).requires_grad_(False)
+            modules[f"{linear.name}_{plan.activation.name}"] = applied
+    return modules

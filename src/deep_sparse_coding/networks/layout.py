@@ -1,12 +1,38 @@
-"""How a layer's state lies in channels, and what one step costs: the shape of the network before it has weights."""
+"""How a layer's state lies in channels, and what one linear layer costs: a network's shape, without its weights."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ..dictionaries import ConvDictionary, Dictionary
 from ..errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the codes of a layer lie in the channels of a state.
+
+    Attributes:
+        layer: The sparse coding layer, counted from 1.
+        step: The step after which they are these codes, counted from 1.
+        start: Their first channel.
+        atoms: Atoms of the layer.
+        signed: Whether they are a pair ``x⁺, x⁻``.
+        phases: Positions of the layer in one position of the state, per axis: 1, or more where the state lies on the
+            coarser grid of a deeper layer; channels run over phases, then atoms.
+        surplus: Positions per axis, after the layer's last one, that the state's grid has too many.
+    """
+
+    layer: int
+    step: int
+    start: int
+    atoms: int
+    signed: bool
+    phases: tuple[int, ...] = ()
+    surplus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -15,15 +41,20 @@ class Stage:
 
     Attributes:
         kind: "analyze" (``Wᵀz``, the first step), "step" (one convolution by ``I - WᵀD``), "spread" and "gather" (a
-            step through ``Dx``), or "merge" (pairs into signed codes).
-        layer: The sparse coding layer it belongs to, counted from 1.
-        step: The step it completes or is part of, counted from 1.
+            step through ``Dx``), "steps" (a step of several layers), "frame" (onto the grid of the deepest layer),
+            "merge" (into signed codes), or "shift" (part of a convolution that was split).
+        layer: The sparse coding layer it belongs to, counted from 1; the deepest of several.
+        step: The step of that layer that it completes or is part of, counted from 1.
         inputs: Channels in.
         outputs: Channels out.
         kernel: Its size per axis; empty for dense layers.
-        on_signal: Whether its output lies on the grid of the layer's signal, not of its code.
         bias: Whether it has one.
-        activated: Whether a ReLU follows.
+        activated: Whether an activation follows.
+        stride: Its stride per axis.
+        padding: Entries put before and after its input together, per axis (fewer than 0: taken away).
+        extra: Parameters of its activation.
+        readings: The codes that its activation's output holds.
+        scales: t of every output's activation (N7); None for 1.
     """
 
     kind: str
@@ -32,9 +63,13 @@ class Stage:
     inputs: int
     outputs: int
     kernel: tuple[int, ...]
-    on_signal: bool = False
-    bias: bool = True
-    activated: bool = True
+    bias: bool
+    activated: bool
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    extra: int = 0
+    readings: tuple[Reading, ...] = ()
+    scales: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def taps(self) -> int:
@@ -43,8 +78,13 @@ class Stage:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
-        return self.taps + (self.outputs if self.bias else 0)
+        """Weights and biases, and what the activation has."""
+        return self.taps + (self.outputs if self.bias else 0) + self.extra
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the spatial size of the output for an input of the spatial `size`."""
+        axes = zip(size, self.kernel, self.stride, self.padding, strict=True)
+        return tuple((n + pad - k) // q + 1 for n, k, q, pad in axes)
 
 
 @dataclass(frozen=True)
@@ -72,11 +112,11 @@ class LayerLayout:
     through_signal: bool
 
     @classmethod
-    def of(cls, dictionary: Dictionary, *, signed: bool) -> LayerLayout:
+    def of(cls, dictionary: Dictionary, *, signed: bool, direct: bool = False) -> LayerLayout:
         """Return the layout of a dictionary's layer; for stride 1 a step takes the cheaper of its two forms.
 
         With a larger stride ``Dx`` lives on a finer grid than the codes that have to be carried beside it, and the one
-        convolution of kernel ``2L + 1`` is used.
+        convolution of kernel ``2L + 1`` is used; as it is if `direct`.
 
         Raises:
             UnsupportedError: Boundary "same".
@@ -92,10 +132,15 @@ class LayerLayout:
         kernel, stride, lags = dictionary.kernel_size, dictionary.stride, dictionary.lags
         state = (4 if signed else 3) * dictionary.atoms
         middle = dictionary.channels + 2 * dictionary.atoms
-        direct = state * state * math.prod(2 * lag + 1 for lag in lags)
+        one = state * state * math.prod(2 * lag + 1 for lag in lags)
         through = 2 * state * middle * math.prod(kernel)
-        shorter = all(q == 1 for q in stride) and through < direct
+        shorter = not direct and all(q == 1 for q in stride) and through < one
         return cls(dictionary.atoms, dictionary.channels, kernel, stride, lags, dictionary.boundary, signed, shorter)
+
+    @property
+    def axes(self) -> int:
+        """Spatial axes; 0 for dense layers."""
+        return len(self.kernel)
 
     @property
     def code_width(self) -> int:
@@ -107,43 +152,13 @@ class LayerLayout:
         """Channels that hold the codes and v."""
         return self.code_width + 2 * self.atoms
 
-    def stages(self, layer: int, steps: int, inputs: int) -> list[Stage]:
-        """Return the linear layers of `steps` steps on an input of so many channels (pairs counted twice)."""
-        found = []
-        for step in range(1, steps + 1):
-            outputs = self.code_width if step == steps else self.state_width
-            if step == 1:
-                found.append(Stage("analyze", layer, 1, inputs, outputs, self.kernel))
-            elif self.through_signal:
-                middle = self.channels + (1 if step == steps else 2) * self.atoms
-                found.append(
-                    Stage(
-                        "spread",
-                        layer,
-                        step,
-                        self.state_width,
-                        middle,
-                        self.kernel,
-                        on_signal=True,
-                        bias=False,
-                        activated=False,
-                    )
-                )
-                found.append(Stage("gather", layer, step, middle, outputs, self.kernel))
-            else:
-                kernel = tuple(2 * lag + 1 for lag in self.lags)
-                found.append(Stage("step", layer, step, self.state_width, outputs, kernel))
-        return found
+    @property
+    def step_taps(self) -> int:
+        """Multiply-adds of a step in the middle, per position of the codes."""
+        if self.through_signal:
+            return 2 * self.state_width * (self.channels + 2 * self.atoms) * math.prod(self.kernel)
+        return self.state_width**2 * math.prod(2 * lag + 1 for lag in self.lags)
 
-    def merge(self, layer: int, steps: int) -> list[Stage]:
-        """Return the layer that turns pairs into signed codes, if there are pairs."""
-        if not self.signed:
-            return []
-        kernel = (1,) * len(self.kernel)
-        return [Stage("merge", layer, steps, self.code_width, self.atoms, kernel, bias=False, activated=False)]
-
-    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the spatial size of the codes of a signal of the spatial `size`."""
-        if self.boundary == "circular":
-            return tuple(n // q for n, q in zip(size, self.stride, strict=True))
-        return tuple((n - k) // q + 1 for n, k, q in zip(size, self.kernel, self.stride, strict=True))
+    def reading(self, layer: int, step: int) -> Reading:
+        """Return where the codes lie in a state of this layer alone."""
+        return Reading(layer, step, 0, self.atoms, self.signed)

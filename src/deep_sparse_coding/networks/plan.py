@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..checks import require_number
-from ..dictionaries import Dictionary
 from ..errors import ParameterError
-from .convergence import MOST_STEPS, STANDSTILL, LayerConvergence, LayerRecursion, layer_recursion, run
-from .hypotheses import LayerHypotheses
+from ..guarantees.guarantee import rounded_up
+from ..guarantees.hypotheses import LayerHypotheses
+from ..guarantees.schedule import LayerConvergence
+from .activations import Activation
 from .layout import LayerLayout, Stage
 
 
@@ -34,10 +34,23 @@ class PlanLayer:
     Attributes:
         layout: Its channels, kernel, stride.
         convergence: Its bounds and thresholds, step by step and atom by atom.
+        weights: Which analysis weights W it has: "atoms", "pseudo-inverse" or "program".
+        analysis: W in float64, shaped like the dictionary's weight; None for the atoms.
+        scales: t of every step's activation; nothing for ReLU.
+        carry: t with which v is handed on.
+        leaks: η before the first and after every step: the bound of codes that should be zero; nothing for ReLU, which
+            leaves them at zero.
+        largest: A bound of all arguments of activations, for other activations than ReLU.
     """
 
     layout: LayerLayout
     convergence: LayerConvergence
+    weights: str = "atoms"
+    analysis: Tensor | None = field(default=None, repr=False)
+    scales: tuple[float, ...] = ()
+    carry: float = 1.0
+    leaks: tuple[float, ...] = ()
+    largest: float = math.inf
 
     @property
     def hypotheses(self) -> LayerHypotheses:
@@ -86,7 +99,7 @@ class PlanLayer:
 
     @property
     def width(self) -> int:
-        """Channels (dense: entries) between its steps."""
+        """Channels (dense: entries) between its steps, where it works alone and with ReLU."""
         return self.layout.state_width if self.steps > 1 else self.layout.code_width
 
 
@@ -99,12 +112,16 @@ class Plan:
         stages: The linear layers of the network in order.
         hypotheses: What is assumed of the signal, in words; the bounds hold for every signal that meets it.
         dtype: The number type whose rounding the bounds include.
+        strategy: "layerwise" or "interleaved".
+        activation: What follows the linear layers, and what is known of it.
     """
 
     layers: tuple[PlanLayer, ...]
     stages: tuple[Stage, ...]
     hypotheses: tuple[str, ...]
     dtype: torch.dtype
+    strategy: str
+    activation: Activation
 
     @property
     def error_bound(self) -> float:
@@ -120,9 +137,9 @@ class Plan:
     def bound_by_depth(self) -> list[StepBound]:
         """The bound after every step of every layer, with the number of linear layers up to there."""
         return [
-            StepBound(depth, stage.layer, stage.step, self.layers[stage.layer - 1].bounds[stage.step - 1])
+            StepBound(depth, at.layer, at.step, self.layers[at.layer - 1].bounds[at.step - 1])
             for depth, stage in enumerate(self.stages, start=1)
-            if stage.activated
+            for at in stage.readings
         ]
 
     @property
@@ -158,20 +175,23 @@ class Plan:
         size = tuple(size) if isinstance(size, Sequence) else (size,) * max(axes, 1)
         if len(size) != axes:
             raise ParameterError(f"size is {size}; expected {axes} number(s), the spatial size of a signal")
-        grids = [tuple(int(n) for n in size)]
-        for layer in self.layers:
-            grids.append(layer.layout.grid(grids[-1]))
-        return sum(
-            stage.taps * math.prod(grids[stage.layer - 1 if stage.on_signal else stage.layer]) for stage in self.stages
-        )
+        grid, found = tuple(int(n) for n in size), 0
+        for stage in self.stages:
+            grid = stage.grid(grid)
+            found += stage.taps * math.prod(grid)
+        return found
 
     @property
     def multiply_adds_per_entry(self) -> float:
         """Multiply-adds per position of a large signal (dense: for a signal)."""
-        return sum(stage.taps * _density([layer.layout for layer in self.layers], stage) for stage in self.stages)
+        finer, found = 1, 0.0
+        for stage in self.stages:
+            finer *= math.prod(stage.stride)
+            found += stage.taps / finer
+        return found
 
     def __str__(self) -> str:
-        header = ("layer", "atoms", "kernel", "stride", "non-zeros", "ρ", "ν", "e_0", "steps", "bound", "width")
+        header = ("layer", "atoms", "kernel", "stride", "non-zeros", "ρ", "ν", "e_0", "weights", "steps", "bound")
         rows: list[tuple[str, ...]] = [header]
         for layer in self.layers:
             layout, assumed = layer.layout, layer.hypotheses
@@ -183,11 +203,11 @@ class Plan:
                     "×".join(str(q) for q in layout.stride) or "–",
                     f"{assumed.sparsity}{' per stripe' if layout.kernel else ''}",
                     f"{layer.rate:.3f}",
-                    _upwards_text(layer.noise),
+                    f"{rounded_up(layer.noise, 3):.3g}",
                     f"{layer.start:g}",
+                    layer.weights,
                     str(layer.steps),
-                    _upwards_text(layer.error_bound),
-                    str(layer.width),
+                    f"{rounded_up(layer.error_bound, 3):.3g}",
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -196,177 +216,15 @@ class Plan:
         word = str(self.dtype).removeprefix("torch.")
         return "\n".join(
             [
-                f"Plan: {self.depth} linear layers of width up to {self.width}, {self.parameters} parameters, "
+                f"Plan: {self.strategy}, {self.activation.name}, {self.depth} linear layers of width up to "
+                f"{self.width}, {self.parameters} parameters, "
                 f"{self.multiply_adds_per_entry:.4g} multiply-adds per {per}",
                 *table,
-                f"‖codes - truth‖_∞ ≤ {_upwards_text(self.error_bound)} in {word} for every signal with:",
+                f"‖codes - truth‖_∞ ≤ {rounded_up(self.error_bound, 3):.3g} in {word} for every signal with:",
                 *(f"  - {sentence}" for sentence in self.hypotheses),
             ]
         )
 
 
-def make_plan(
-    dictionaries: Sequence[Dictionary],
-    assumed: Sequence[LayerHypotheses],
-    *,
-    target_error: float | None,
-    steps: Sequence[int] | None,
-) -> Plan:
-    """Return the plan for the given numbers of steps, or the cheapest one that reaches `target_error`.
-
-    Raises:
-        ParameterError: A layer whose bound does not shrink (ρ ≥ 1), or a target below what noise and rounding leave.
-    """
-    layouts = [LayerLayout.of(d, signed=not h.nonnegative) for d, h in zip(dictionaries, assumed, strict=True)]
-    recursions = [layer_recursion(d, h) for d, h in zip(dictionaries, assumed, strict=True)]
-    rates = [(recursion.rate(), recursion.babel_rate()) for recursion in recursions]
-    for dictionary, recursion, (rate, _) in zip(dictionaries, recursions, rates, strict=True):
-        if rate >= 1:
-            raise ParameterError(_no_contraction(dictionary, recursion, rate))
-    if steps is None:
-        target = require_number("target_error", target_error, minimum=0, strict=True)
-        steps = _choose_steps(recursions, layouts, target, [rate for rate, _ in rates])
-    layers = run(recursions, steps, rates)
-    stages: list[Stage] = []
-    inputs = layouts[0].channels
-    for j, (layout, count) in enumerate(zip(layouts, steps, strict=True), start=1):
-        stages += layout.stages(j, count, inputs)
-        inputs = layout.code_width
-    stages += layouts[-1].merge(len(layouts), steps[-1])
-    told = [sentence for d, h in zip(dictionaries, assumed, strict=True) for sentence in h.sentences(d)]
-    word = str(dictionaries[0].dtype).removeprefix("torch.")
-    told.append(f"the network runs in {word} or better, sums of products in any order (no TF32, no Winograd or FFT)")
-    return Plan(
-        layers=tuple(PlanLayer(layout, layer) for layout, layer in zip(layouts, layers, strict=True)),
-        stages=tuple(stages),
-        hypotheses=tuple(told),
-        dtype=dictionaries[0].dtype,
-    )
-
-
-# ---------------------------------------------------------------------- how many steps
-
-
-@dataclass(frozen=True, eq=False)
-class _Search:
-    """The cheapest numbers of steps: what a layer asks of those below it decides theirs."""
-
-    recursions: Sequence[LayerRecursion]
-    costs: Sequence[float]
-    target: float
-
-    def cheapest(self, j: int, below: Tensor | None) -> tuple[float, tuple[int, ...]] | None:
-        """Return cost and steps for layer j (from 0) and those above it, or None if no depth reaches the target."""
-        recursion = self.recursions[j]
-        noise = recursion.noise(below)
-        slack = recursion.slack(noise, self.recursions[j - 1].hypotheses.amplitude if j else None)
-        errors, history = recursion.start, []
-        last = j == len(self.recursions) - 1
-        for step in range(1, MOST_STEPS + 1):
-            after = recursion.advance(errors, noise, slack)
-            history.append(after)
-            if last and _outwards(float(after.max())) <= self.target:
-                return step * self.costs[j], (step,)
-            if bool((after >= errors * (1 - STANDSTILL)).all()):
-                break
-            errors = after
-        if last:
-            return None
-        ideal = self.cheapest(j + 1, history[-1])
-        if ideal is None:
-            return None
-        # More steps here never cost the layers above more: the first number that is enough is found by bisection.
-        low, high = 1, len(history)
-        while low < high:
-            middle = (low + high) // 2
-            if self.cheapest(j + 1, history[middle - 1]) is None:
-                low = middle + 1
-            else:
-                high = middle
-        best = (len(history) * self.costs[j] + ideal[0], (len(history), *ideal[1]))
-        for step in range(low, len(history)):
-            if step * self.costs[j] + ideal[0] >= best[0]:
-                break
-            rest = self.cheapest(j + 1, history[step - 1])
-            if rest is not None and step * self.costs[j] + rest[0] < best[0]:
-                best = (step * self.costs[j] + rest[0], (step, *rest[1]))
-        return best
-
-
-def _choose_steps(
-    recursions: Sequence[LayerRecursion], layouts: Sequence[LayerLayout], target: float, rates: Sequence[float]
-) -> tuple[int, ...]:
-    costs = []
-    for j, layout in enumerate(layouts, start=1):
-        # What one more step adds: the stages of three steps less those of two.
-        more, fewer = layout.stages(j, 3, layout.channels), layout.stages(j, 2, layout.channels)
-        costs.append(
-            sum(stage.taps * _density(layouts, stage) for stage in more)
-            - sum(stage.taps * _density(layouts, stage) for stage in fewer)
-        )
-    found = _Search(recursions, costs, target).cheapest(0, None)
-    if found is None:
-        raise ParameterError(_under_the_floor(recursions, target, rates))
-    return found[1]
-
-
-def _density(layouts: Sequence[LayerLayout], stage: Stage) -> float:
-    """Positions of a stage's output per position of the signal."""
-    finer = layouts[: stage.layer - 1 if stage.on_signal else stage.layer]
-    return 1 / math.prod(math.prod(layout.stride) for layout in finer)
-
-
-# ---------------------------------------------------------------------- words
-
-
-def _no_contraction(dictionary: Dictionary, recursion: LayerRecursion, rate: float) -> str:
-    assumed = recursion.hypotheses
-    per = "per stripe" if dictionary.event_axes > 1 else "in all"
-    allowed = 0
-    for s in range(assumed.sparsity - 1, 0, -1):
-        if replace(recursion, hypotheses=replace(assumed, sparsity=s)).rate() < 1:
-            allowed = s
-            break
-    lower = f"sparsity of at most {allowed} for this layer" if allowed else "no sparsity would do for these atoms"
-    one_sided = "" if assumed.nonnegative else ", nonnegative=True if the codes are"
-    return (
-        f"layer {assumed.layer}: the error bound does not shrink, ρ = {rate:.3f} at {assumed.sparsity} non-zeros {per} "
-        f"(mutual coherence {dictionary.mutual_coherence():.3f}); expected ρ < 1: {lower}, less coherent atoms "
-        f"(low_coherence(...)){one_sided}"
-    )
-
-
-def _under_the_floor(recursions: Sequence[LayerRecursion], target: float, rates: Sequence[float]) -> str:
-    errors, amplitude, told, rounded = None, None, [], False
-    floor = math.inf
-    for recursion, rate in zip(recursions, rates, strict=True):
-        noise = recursion.noise(errors)
-        slack = recursion.slack(noise, amplitude)
-        errors, amplitude = recursion.floor(noise, slack), recursion.hypotheses.amplitude
-        floor = float(errors.max())
-        rounded = rounded or float(slack.max()) > 0.1 * float(noise.max())
-        told.append(
-            f"layer {recursion.hypotheses.layer}: ρ = {rate:.3f}, ν = {float(noise.max()):.3g}, "
-            f"rounding {float(slack.max()):.3g}, floor {floor:.3g}"
-        )
-    deepest = recursions[-1].hypotheses.layer
-    word = str(recursions[-1].dtype).removeprefix("torch.")
-    wider = ", or the model in float64" if word == "float32" and rounded else ""
-    return (
-        f"target_error is {target:g}, and the bound of layer {deepest} stays above {floor:.3g} at any depth up to "
-        f"{MOST_STEPS} steps per layer ({'; '.join(told)}); expected a target above that: raise target_error, or lower "
-        f"the floor with less noise=, epsilon=, sparsity= or place_sparsity= or less coherent atoms{wider}"
-    )
-
-
 def _outwards(value: float) -> float:
     return math.nextafter(value, math.inf) if value else 0.0
-
-
-def _upwards_text(value: float) -> str:
-    """Return three digits of a number, rounded up so that what is printed still bounds it."""
-    text = f"{value:.3g}"
-    if float(text) < value:
-        unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-        text = f"{float(text) + unit:.3g}"
-    return text

@@ -68,6 +68,11 @@ def support_point(form: StandardForm, codes: Blocks, residual: Blocks) -> DualPo
 
     Source: "Corrected" in G5 of docs/theory.md.
     """
+    return _along(form, codes, residual, support_ray(form, codes, residual), True)
+
+
+def support_ray(form: StandardForm, codes: Blocks, residual: Blocks) -> Blocks:
+    """Return r', the residual corrected such that ``A_Sᵀr' = ∇Ω(x)_S`` up to rounding (see `support_point`)."""
     movable = form.penalty.movable(codes)
     slope = form.penalty.slope(form.weights, codes)
     support, target = [], []
@@ -76,8 +81,7 @@ def support_point(form: StandardForm, codes: Blocks, residual: Blocks) -> DualPo
         support.append(used)
         target.append(torch.where(used, part, 0.0))
     correlation = form.operator.analyze(residual)
-    ray = on_support(form, tuple(support), tuple(target), residual, correlation, _REFINEMENTS)
-    return _along(form, codes, residual, ray, True)
+    return on_support(form, tuple(support), tuple(target), residual, correlation, _REFINEMENTS)
 
 
 def _along(form: StandardForm, codes: Blocks, residual: Blocks, ray: Blocks, widen: bool) -> DualPoint:

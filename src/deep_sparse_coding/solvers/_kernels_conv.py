@@ -119,7 +119,8 @@ def assess_images(picture: Picture, threads: int | None = None) -> tuple[Floats,
     objectives, gaps = np.zeros(n), np.zeros(n)
 
     def work(i: int, spread: Spread) -> None:
-        square = batch.scale(i)[0] ** 2
+        with np.errstate(over="ignore"):  # the caller has a word for squares that leave float64
+            square = batch.scale(i)[0] ** 2
         objective, gap = batch.work(i, np.float64, batch.entries(i)).certificate(spread)
         objectives[i], gaps[i] = objective * square, gap * square
 

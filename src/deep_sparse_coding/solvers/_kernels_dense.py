@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,25 +30,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._kernels_gap import GROUPS, SLACK, exact_ratios, largest_inside, ratios, relative_gap, violation
+from ._kernels_set import compact, extend, larger, sweep
 from ._kernels_support import (
     Floats,
     Singles,
+    copy,
     correlate,
     dot,
-    extend,
     jit,
-    larger,
+    masked_norms,
     newton,
     normalized,
     residual,
     row_length,
-    squared_columns,
+    squared_mask,
     subtract_rows,
-    sweep,
     update_support,
 )
 
-_CHUNK = 64  # signals a thread takes at once
+CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _GROW = 0.8  # atoms above this share of the largest |g_j|/w_j enter the working set
@@ -58,6 +59,7 @@ _LAST_SWEEPS = 20
 _PASSES = 4  # turns of sweeps and Cholesky steps in one round
 _ROUNDING = 2.0**-24  # of float32
 _STEEPEST = 1e13  # weights below ‖d_j‖ over this, for signals of size one, drown in rounding: they count as this much
+_STALE = 1.5  # a working set this many times as large as the support is cut down to it before the next lam
 _IDLE = 8  # certificates in a row without progress that end the work on a signal
 
 
@@ -81,6 +83,10 @@ def _solve_chunk(
     codes: Floats,
     rounds_out: Any,
     gap_out: Floats,
+    ratio: Singles,
+    tops: Singles,
+    bits: Any,
+    top_bits: Any,
 ) -> None:
     """Solve signals lo..hi. Compact quantities (x, gw, w, iq, G) are ordered by the working set W; A points into it."""
     d, m = D32.shape
@@ -91,17 +97,17 @@ def _solve_chunk(
     block = 1 if lazy else _BLOCK
     corr, single = np.empty((block, m), np.float32), np.empty((block, d), np.float32)
     scaled, exponents = np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
-    padded = (m + GROUPS - 1) // GROUPS * GROUPS
+    padded = ratio.size
     g_row, r_row = np.zeros((1, padded), np.float32), np.empty((1, d), np.float32)
     approx, coef = g_row[0], np.empty(m, np.float32)
-    ratio, scale, tops = np.zeros(padded, np.float32), np.zeros(padded, np.float32), np.zeros(GROUPS, np.float32)
+    scale = np.zeros(padded, np.float32)
     r, g, full_w, sup_x = np.empty(d), np.empty(m), np.empty(m), np.empty(m)
     slope, floor, own = np.empty(m), np.empty(m), norms
     x, gw, w, iq, v, inv = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
     W, A, sup = np.empty(m, np.uint32), np.empty(m, np.uint32), np.empty(m, np.uint32)
     inside, seen = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
     # With a mask r is M times the residual M(y - Dx), so that its products with the atoms of D are the gradient.
-    mask, square, plain = np.ones(d), np.empty(0), np.empty(d if masked else 0)
+    mask, square, plain = np.ones(d), np.empty(d if masked else 0), np.empty(d if masked else 0)
     steepest = top_mask = 1.0
     row, any_free = weights[0], False
     for i in range(lo, hi):
@@ -118,7 +124,8 @@ def _solve_chunk(
                 for k in range(d):
                     scaled[e - i, k] = Y[e, k] * down
             if not lazy:
-                single[: end - i] = scaled[: end - i]
+                for e in range(end - i):
+                    copy(scaled[e], d, single[e])
                 correlate(D32, single, end - i, corr)
         if i == lo or weights.shape[0] > 1:
             row = weights[i if weights.shape[0] > 1 else 0]
@@ -130,17 +137,19 @@ def _solve_chunk(
                 any_free = any_free or row[j] == 0.0
         if masked:
             mask = masks[i]
-            square = mask * mask
-            top_mask = np.max(mask)
+            top_mask = squared_mask(mask, square)
         y = scaled[slot]
         up, down = math.ldexp(1.0, exponents[slot]), math.ldexp(1.0, -exponents[slot])
         energy = dot(y, y)
-        size = fresh = n = valid = count = 0
+        # Not a plain 0: callees would be compiled once more for the literal.
+        size = fresh = n = valid = count = np.int64(0)
         error, known = 0.0, False
         for step in range(lams.shape[0]):
             lam = lams[step, i] * down
             if 0.0 < lam < 1e-200:  # beyond any influence on codes of scale one, and 1/lam would overflow
                 lam = 1e-200
+            if step > 0 and size > _STALE * count:
+                size = fresh = compact(G, iq, x, gw, W, size, A, n, seen, inside)
             over_lam = 1.0 / lam if lam > 0.0 else 0.0
             free = any_free or lam == 0.0
             for j in range(m):
@@ -164,7 +173,7 @@ def _solve_chunk(
             for k in range(size):
                 scale[W[k]], w[k] = 0.0, full_w[W[k]]
             if masked and free:
-                own = np.sqrt(squared_columns(DT, square))
+                own = masked_norms(DT, square)
             done = idle = 0
             grew, started, last, exact = True, False, False, known
             best, rel = np.inf, 0.0
@@ -203,7 +212,7 @@ def _solve_chunk(
                 started = True
                 if not known:
                     # Outside the working set: the gradient of the normalized atoms in float32, with an error bound.
-                    count, load = 0, 0.0
+                    count, load = np.int64(0), 0.0
                     for k in range(size):
                         if x[k] != 0.0:
                             sup[count], sup_x[count] = W[k], x[k]
@@ -212,13 +221,13 @@ def _solve_chunk(
                             count += 1
                     if lazy:
                         residual(DT, y, mask, masked, sup, sup_x, count, r, plain)
-                        r_row[0] = r
-                        correlate(D32, r_row, 1, g_row)
+                        copy(r, d, r_row[0])
+                        correlate(D32, r_row, np.int64(1), g_row)
                     else:
-                        approx[:m] = corr[slot]
+                        copy(corr[slot], m, approx)
                         subtract_rows(gram32, sup, coef, count, approx[:m])
                     error = _ROUNDING * (d + count + 8) * (math.sqrt(energy) + load * top_mask) * top_mask
-                worst = ratios(approx, scale, nonnegative, ratio, tops)
+                worst = ratios(approx, scale, nonnegative, ratio, tops, bits, top_bits)
                 # The gap is at least the share (1 - 1/worst)² of the objective: there is often no need to compute it.
                 hopeless = worst > 1.0 and (1.0 - 1.0 / worst) ** 2 > max(tol, 1e-8)
                 vague = not error * top_scale < 0.05
@@ -266,9 +275,26 @@ def _solve_chunk(
             inside[W[k]] = False
 
 
-def _plain(a: Floats) -> Floats:
+def plain(a: Floats) -> Floats:
     """The one kind of array that the kernel is compiled for: contiguous, writeable, float64."""
     return np.require(a, np.float64, ("C_CONTIGUOUS", "WRITEABLE"))
+
+
+def run_chunks(work: Callable[[int], None], count: int, threads: int | None) -> None:
+    """Call `work` with the first signal of every chunk, on several threads (None: one per processor)."""
+    chunks = range(0, count, CHUNK)
+    threads = min((os.cpu_count() or 1) if threads is None else threads, len(chunks))
+    if threads <= 1:
+        for lo in chunks:
+            work(lo)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in pool.map(work, chunks):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def solve_batch(
@@ -310,10 +336,10 @@ def solve_batch(
     method of Osborne, Presnell and Turlach (2000).
     """
     n, (d, m) = Y.shape[0], D.shape
-    D, Y, lams, weights = _plain(D), _plain(Y), _plain(np.atleast_2d(lam)), _plain(np.atleast_2d(weights))
-    gram = _plain(np.empty((0, 0)) if gram is None else gram)
-    start = _plain(np.empty((0, m)) if start is None else start)
-    masks = _plain(np.empty((0, d)) if masks is None else masks)
+    D, Y, lams, weights = plain(D), plain(Y), plain(np.atleast_2d(lam)), plain(np.atleast_2d(weights))
+    gram = plain(np.empty((0, 0)) if gram is None else gram)
+    start = plain(np.empty((0, m)) if start is None else start)
+    masks = plain(np.empty((0, d)) if masks is None else masks)
     DT = np.ascontiguousarray(D.T)
     norms = np.sqrt(np.einsum("jk,jk->j", DT, DT))
     unit = np.divide(1.0, norms, out=np.zeros(m), where=norms > 0)
@@ -324,23 +350,12 @@ def solve_batch(
     codes, rounds, gap = np.zeros((steps, n, m)), np.zeros((steps, n), np.int64), np.zeros((steps, n))
 
     def work(lo: int) -> None:
-        hi = min(lo + _CHUNK, n)
+        hi = min(lo + CHUNK, n)
+        ratio, tops = np.zeros(-(-m // GROUPS) * GROUPS, np.float32), np.zeros(GROUPS, np.float32)
         _solve_chunk(
             D32, DT, gram32, gram, Y, masks, lams, weights, norms, start, bool(nonnegative), float(tol),
-            int(max_rounds), lo, hi, codes, rounds, gap
+            int(max_rounds), lo, hi, codes, rounds, gap, ratio, tops, ratio.view(np.int32), tops.view(np.int32)
         )  # fmt: skip
 
-    chunks = range(0, n, _CHUNK)
-    threads = min((os.cpu_count() or 1) if threads is None else threads, len(chunks))
-    if threads <= 1:
-        for lo in chunks:
-            work(lo)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for _ in pool.map(work, chunks):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    run_chunks(work, n, threads)
     return (codes, rounds, gap) if np.ndim(lam) == 2 else (codes[0], rounds[0], gap[0])

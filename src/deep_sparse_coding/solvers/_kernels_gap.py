@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._kernels_support import Floats, Indices, dot, jit
+from ._kernels_support import Floats, Indices, copy, dot, jit
 
 GROUPS = 64  # of atoms j, j + 64, …; the largest ratio of each is known, so that a search passes over the others
 SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
@@ -20,17 +20,19 @@ _ABOVE = np.float32(1 + 2.0**-20)  # a ratio that a comparison in float32 still 
 
 
 @jit
-def ratios(g: Any, scale: Any, nonnegative: bool, ratio: Any, tops: Any) -> float:
-    """ratio_j = |g_j|·scale_j (non-negative codes: of the positive part); tops: the largest of each group."""
+def ratios(g: Any, scale: Any, nonnegative: bool, ratio: Any, tops: Any, bits: Any, top_bits: Any) -> float:
+    """ratio_j = |g_j|·scale_j (non-negative codes: of the positive part); tops: the largest of each group.
+
+    Non-negative floats are ordered like their bit patterns, and the maximum of integers is what vectorizes: `bits` and
+    `top_bits` are `ratio` and `tops` as int32. (Made outside, since compiling a view takes seconds.)
+    """
     if nonnegative:
         for j in range(g.size):
             ratio[j] = max(g[j], _ZERO) * scale[j]
     else:
         for j in range(g.size):
             ratio[j] = abs(g[j]) * scale[j]
-    # Non-negative floats are ordered like their bit patterns; the maximum of integers is what vectorizes.
-    bits, top_bits = ratio.view(np.int32), tops.view(np.int32)
-    top_bits[:] = bits[:GROUPS]
+    copy(bits, GROUPS, top_bits)
     for first in range(GROUPS, bits.size, GROUPS):
         for b in range(GROUPS):
             top_bits[b] = max(top_bits[b], bits[first + b])

@@ -34,6 +34,13 @@ def row_length(size: int) -> int:
 
 
 @jit
+def copy(source: Any, count: int, out: Any) -> None:
+    """Copy the first entries: assigning a slice takes a second to compile, for the words of errors that cannot be."""
+    for k in range(count):
+        out[k] = source[k]
+
+
+@jit
 def dot(a: Any, b: Any) -> float:
     """⟨a, b⟩."""
     s = 0.0
@@ -46,7 +53,9 @@ def dot(a: Any, b: Any) -> float:
 def correlate(D: Any, Y: Any, count: int, out: Any) -> None:
     """out[i] = Dᵀ Y[i]; eight pieces of rows of D stay in the fastest cache while all signals of the block use them."""
     d, m = D.shape
-    out[:count] = 0
+    for i in range(count):
+        for j in range(m):
+            out[i, j] = 0
     whole = d - d % 8
     for lo in range(0, m, _COLUMNS):
         first, end = np.uint64(lo), np.uint64(min(lo + _COLUMNS, m))
@@ -124,16 +133,6 @@ def normalized(M: Floats, left: Floats, right: Floats, out: Singles) -> None:
 
 
 @jit
-def larger(M: Floats, used: int, cap: int) -> Floats:
-    """A copy of the leading block of M in a matrix that has room for `cap` rows."""
-    out = np.empty((cap, row_length(cap)))
-    for i in range(used):
-        for j in range(used):
-            out[i, j] = M[i, j]
-    return out
-
-
-@jit
 def dot_under(a: Floats, b: Floats, square: Floats) -> float:
     """⟨M a, M b⟩ for the squares of a mask."""
     s = 0.0
@@ -143,30 +142,22 @@ def dot_under(a: Floats, b: Floats, square: Floats) -> float:
 
 
 @jit
-def squared_columns(DT: Floats, square: Floats) -> Floats:
-    """‖M d_j‖² of every atom."""
+def masked_norms(DT: Floats, square: Floats) -> Floats:
+    """‖M d_j‖ of every atom."""
     out = np.empty(DT.shape[0])
     for j in range(out.size):
-        out[j] = dot_under(DT[j], DT[j], square)
+        out[j] = math.sqrt(dot_under(DT[j], DT[j], square))
     return out
 
 
 @jit
-def extend(G: Floats, iq: Floats, W: Indices, size: int, fresh: int, gram: Floats, DT: Floats, square: Floats) -> None:
-    """Rows and columns size..fresh of the compact Gram matrix, from the full one or from the atoms themselves."""
-    for b in range(size, fresh):
-        jb = W[b]
-        if gram.shape[0] > 0:
-            for a in range(b + 1):
-                s = gram[jb, W[a]]
-                G[a, b] = s
-                G[b, a] = s
-        else:
-            for a in range(b + 1):
-                s = dot_under(DT[W[a]], DT[jb], square) if square.size > 0 else dot(DT[W[a]], DT[jb])
-                G[a, b] = s
-                G[b, a] = s
-        iq[b] = 1.0 / G[b, b] if G[b, b] > 0.0 else 0.0
+def squared_mask(mask: Floats, square: Floats) -> float:
+    """Write the squares of a mask; its largest entry."""
+    top = 0.0
+    for k in range(mask.size):
+        square[k] = mask[k] * mask[k]
+        top = max(top, mask[k])
+    return top
 
 
 @jit
@@ -358,34 +349,3 @@ def newton(
         valid = remove(U, inv, A, n, valid, leaving)
         n -= 1
     return n, valid
-
-
-@jit
-def sweep(G: Floats, iq: Floats, x: Floats, g: Floats, w: Floats, size: int, nonnegative: bool) -> bool:
-    """One sweep of cyclic coordinate descent on the working set; tells whether a sign changed."""
-    changed = False
-    following = g[0]
-    for k in range(size):
-        # The next gradient is carried in a register: waiting for it to pass through memory would double the time.
-        gk = following
-        after = min(k + 1, size - 1)
-        following = g[after]
-        old = x[k]
-        wk = w[k]
-        if old == 0.0 and abs(gk) <= wk:
-            continue
-        z = old * G[k, k] + gk
-        if z > wk:
-            new = (z - wk) * iq[k]
-        elif z < -wk and not nonnegative:
-            new = (z + wk) * iq[k]
-        else:
-            new = 0.0
-        delta = new - old
-        if delta != 0.0:
-            x[k] = new
-            changed = changed or new * old <= 0.0
-            following -= delta * G[k, after]
-            for j in range(size):
-                g[j] -= delta * G[k, j]
-    return changed

@@ -12,10 +12,11 @@ from torch.nn.functional import pad
 
 from deep_sparse_coding.checks import require_integer
 from deep_sparse_coding.dictionaries import DenseDictionary
-from deep_sparse_coding.problems import Blocks, StandardForm
+from deep_sparse_coding.problems import Blocks, Certificate, StandardForm, assess_form
 from deep_sparse_coding.problems.operators import ChainOperator, Operator, RidgeOperator, SingleOperator
 
 from .base import CodesState, Solver, select_blocks
+from .compiled_certificate import certify_compiled, with_violations
 
 # Entries of the matrix A that are kept, in float64, transposed and in float32: 2**28 take 5 GB.
 _LARGEST = 2**28
@@ -25,6 +26,8 @@ _GRAM_ALWAYS, _GRAM_NEVER = 512, 16384
 _GRAM_SIGNALS = 1 / 8
 # Entries of float64 codes that a path holds at once: 256 MB.
 _SLICE = 2**25
+# Samples from which the compiled certificate pays for the copies of the atoms that it makes.
+_COMPILED = 64
 # The kernel aims below tol: what it proves must survive rounding of the codes to the user's precision.
 _AIM = {torch.float64: 0.9, torch.float32: 0.3}
 
@@ -132,14 +135,51 @@ class CoordinateDescent(Solver[CoordinateState]):
                 whole[:, rows] = block.to(dtype)
         return codes, rounds
 
+    def assess(self, form: StandardForm, codes: Blocks, tol: float) -> Certificate:
+        """Return the certificate of flat codes that `assess_form` returns, as far as that will do by compiled passes.
+
+        Samples whose relative gap at the scaled residual is above `tol`, and whose codes are not zero, are left to it,
+        and so are batches that are too small for the preparation of the atoms to pay.
+
+        Args:
+            form: The problem, in float64.
+            codes: Finite codes, one block ``(batch, atoms)`` per layer.
+            tol: The relative gap that is small enough.
+        """
+        form = form.cast(torch.float64)
+        if form.batch < _COMPILED or self.refuse(form) is not None or any(bool((w <= 0).any()) for w in form.weights):
+            return assess_form(form, codes, tol)
+        from ._kernels_certificate import assess_batch
+
+        operator, masks = _split_mask(form.operator, _row_count(form))
+        matrix = operator.matrix()
+        assert matrix is not None, "refuse() has been asked"
+        lam, weights = _lam_and_weights(form)
+        objective, gap = assess_batch(
+            matrix.numpy(),
+            _joined(form.data).numpy(),
+            _joined(codes).detach().numpy(),
+            lam.numpy(),
+            weights.numpy(),
+            form.nonnegative,
+            threads=torch.get_num_threads(),
+            masks=None if masks is None else masks.numpy(),
+        )
+        left = torch.from_numpy(gap).isnan().nonzero().flatten()
+        if len(left):
+            second = assess_form(form.select(left), select_blocks(codes, left), math.inf)
+            objective[left.numpy()], gap[left.numpy()] = second.objective.numpy(), second.gap.numpy()
+        found = with_violations(form, codes, (objective, gap))
+        return certify_compiled(form, codes, *found, tol)
+
     def _run(self, form: StandardForm, state: CoordinateState, lam: Tensor, weights: Tensor) -> tuple[Any, Any]:
         """Return codes and rounds as NumPy has them, for one lam per sample ``(batch,)`` or a path of them."""
         from ._kernels_dense import solve_batch
 
-        data = torch.cat([block.flatten(1) for block in form.data], 1).double().contiguous()
+        data = _joined(form.data).double().contiguous()
         start = None
         if any(bool(block.any()) for block in state.codes):
-            start = torch.cat([block.flatten(1) for block in state.codes], 1).double().contiguous().numpy()
+            start = _joined(state.codes).double().contiguous().numpy()
         codes, rounds, _ = solve_batch(
             state.matrix.numpy(),
             None if state.gram is None else state.gram.numpy(),
@@ -163,6 +203,12 @@ def _is_dense(operator: Operator) -> bool:
     if isinstance(operator, ChainOperator):
         return all(isinstance(layer, DenseDictionary) for layer in operator.layers)
     return isinstance(operator, SingleOperator) and isinstance(operator.dictionary, DenseDictionary)
+
+
+def _joined(blocks: Blocks) -> Tensor:
+    """Return blocks side by side, ``(batch, entries)``; one block is not copied."""
+    flat = [block.flatten(1) for block in blocks]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
 
 def _row_count(form: StandardForm) -> int:

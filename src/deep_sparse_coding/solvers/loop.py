@@ -88,7 +88,8 @@ class Run:
         batch = form.batch
         self.status = torch.full((batch,), int(Status.MAX_STEPS))
         self.steps_taken = torch.zeros(batch, dtype=torch.int64)
-        self.codes: Blocks = form.zeros()
+        self.codes: Blocks = ()
+        self._own = False  # whether the codes are no longer the caller's start, and may be written into
         # Of the codes that are kept, the assessor's words: NaN until codes with a finite gap have been seen.
         self.best_gap = torch.full((batch,), math.inf, dtype=torch.float64)
         self.best_objective = torch.full((batch,), math.nan, dtype=torch.float64)
@@ -102,7 +103,7 @@ class Run:
 
     def iterate(self, start: Blocks) -> None:
         """Step and check until every sample has ended; what float32 cannot finish goes on in float64."""
-        self.codes = tuple(block.clone() for block in start)
+        self.codes = start
         everyone = torch.arange(self.form.batch)
         self._pass(self.form, self.exact, everyone, start)
         if self.form.data[0].dtype == torch.float32:
@@ -112,6 +113,8 @@ class Run:
             self._gaps.clear()
             finish = self.exact.select(here)
             self._pass(finish, finish, stuck, best)
+        if not self._own:  # nothing better was found: the answer must not be the caller's tensor
+            self.codes, self._own = tuple(block.clone() for block in self.codes), True
 
     def _pass(self, form: StandardForm, exact: StandardForm, active: Tensor, start: Blocks) -> None:
         """Run the loop for the samples `active`, in the precision of `form`, judged by `exact`."""
@@ -172,12 +175,14 @@ class Run:
     def _keep(self, codes: Blocks, active: Tensor, better: Tensor, words: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep the codes of the samples that are better than before, and what was said of them."""
         if bool(better.all()) and len(active) == self.form.batch:
-            # A step may use up the codes of its state.
-            self.codes = tuple(block.clone() for block in codes)
+            if any(block is not best for block, best in zip(codes, self.codes, strict=True)):
+                self.codes, self._own = tuple(block.clone() for block in codes), True  # a step may use up its state
             self.best_objective, self.best_gap, self.best_relative = (part.clone() for part in words)
             return
         rows = better.nonzero().flatten()
         if len(rows):
+            if not self._own:
+                self.codes, self._own = tuple(block.clone() for block in self.codes), True
             places = active[rows]
             kept = (self.best_objective, self.best_gap, self.best_relative)
             for best, part in zip((*kept, *self.codes), (*words, *codes), strict=True):

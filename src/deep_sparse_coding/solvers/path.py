@@ -15,7 +15,7 @@ from torch import Tensor
 from deep_sparse_coding.checks import per_layer, require_float_tensor, require_integer, require_number
 from deep_sparse_coding.dictionaries import Dictionary
 from deep_sparse_coding.errors import DSCWarning, ParameterError, UnsupportedError
-from deep_sparse_coding.problems import Blocks, Codes, ConvexProblem, JointLasso, Lasso, LayeredLasso, Problem, assess
+from deep_sparse_coding.problems import Blocks, Codes, ConvexProblem, JointLasso, Lasso, LayeredLasso, Problem
 
 from .base import Solver
 from .choice import choose_solver
@@ -158,8 +158,10 @@ class _Ahead:
     def certify(self, problem: Problem, signal: Tensor, index: int, tol: float) -> Solution | None:
         """Return the codes of one lam as a solution if its certificate says that all samples converged, else None."""
         shape = problem.batch_shape(signal)
-        codes = problem.unpack(tuple(block[index] for block in self.codes), shape)
-        certificate = assess(problem, signal, codes)
+        assert isinstance(problem, ConvexProblem), "the codes come from one"
+        blocks = tuple(block[index] for block in self.codes)
+        codes = problem.unpack(blocks, shape)
+        certificate = CoordinateDescent().assess(problem.exact_form(signal), blocks, tol).reshape(shape)
         if not bool((certificate.relative_gap <= tol).all()):
             return None
         rounds = self.rounds[index]

@@ -8,7 +8,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from deep_sparse_coding.errors import NotConvergedError
+from deep_sparse_coding.checks import require_integer
+from deep_sparse_coding.errors import NotConvergedError, ParameterError
 from deep_sparse_coding.problems import (
     Certificate,
     Codes,
@@ -97,11 +98,18 @@ class Solution:
     @property
     def converged(self) -> Tensor:
         """True per sample that has converged (see `Status`), ``(*batch,)``."""
-        flags = torch.tensor([status == Status.CONVERGED for status in self.status], dtype=torch.bool)
+        flags = torch.tensor([int(status) for status in self.status], dtype=torch.int64) == Status.CONVERGED
         return flags.reshape(self.certificate.gap.shape)
 
     def message(self, index: int) -> str:
-        """Return what happened to sample `index` (of the flattened batch), the likely cause and what to do."""
+        """Return what happened to sample `index` (of the flattened batch), the likely cause and what to do.
+
+        Raises:
+            ParameterError: There is no such sample.
+        """
+        index = require_integer("index", index, minimum=-len(self.status))
+        if index >= len(self.status):
+            raise ParameterError(f"index is {index} and there are {len(self.status)} samples; expected a smaller one")
         status = self.status[index]
         gap = float(self.certificate.relative_gap.flatten()[index])
         steps = int(self.steps.flatten()[index])
@@ -187,11 +195,9 @@ class Solution:
 
 def settle(status: Tensor, certificate: Certificate, tol: float) -> tuple[Status, ...]:
     """Return the statuses, CONVERGED exactly where the final certificate says so and the codes are an answer."""
-    settled = []
-    for code, gap in zip(status.tolist(), certificate.relative_gap.flatten().tolist(), strict=True):
-        proved = gap <= tol  # False for NaN
-        if proved and code not in (Status.NONFINITE_INPUT, Status.INFEASIBLE):
-            settled.append(Status.CONVERGED)
-        else:
-            settled.append(Status.STALLED if code == Status.CONVERGED else Status(code))
-    return tuple(settled)
+    proved = certificate.relative_gap.flatten().cpu() <= tol  # False for NaN
+    never = (status == Status.NONFINITE_INPUT) | (status == Status.INFEASIBLE)
+    status = torch.where(proved & ~never, int(Status.CONVERGED), status)
+    status = torch.where(~proved & (status == Status.CONVERGED), int(Status.STALLED), status)
+    members = {int(member): member for member in Status}  # faster than calling the class for every sample
+    return tuple(members[code] for code in status.tolist())

@@ -26,6 +26,7 @@ from deep_sparse_coding.problems import (
     StandardForm,
     assess,
 )
+from deep_sparse_coding.problems.base import form_objective, per_sample, squared_norm
 from deep_sparse_coding.problems.cascaded import CascadeProblem
 from deep_sparse_coding.problems.single import SingleProblem
 
@@ -240,8 +241,7 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
     work = plan_work(form, settings, lambda part: _solver_for(part, settings))
     exact = problem.exact_form(signal)
     rows = _finite_samples(form).nonzero().flatten()
-    # A start that breaks a bound is no start for solvers that keep to it.
-    start = form.zeros() if start is None else form.penalty.project(form.weights, start)
+    start = form.zeros() if start is None else _sensible_start(form, start, settings)
     outcome = run_groups(form, exact, start, settings, list(sample_groups(rows, work.size)), work.run)
     shape = problem.batch_shape(signal)
     certificate = outcome.certificate.reshape(shape)
@@ -257,6 +257,18 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
         signal.detach(),
         outcome.stopped,
     )
+
+
+def _sensible_start(form: StandardForm, start: Blocks, settings: Settings) -> Blocks:
+    """Return a start that keeps to the bounds, with zeros for samples that it explains worse than zeros do.
+
+    From far away working sets hold everything and splittings take long to forget.
+    """
+    start = form.penalty.project(form.weights, start)
+    if not settings.max_steps or not any(bool(block.any()) for block in start):
+        return start
+    worse = form_objective(form, start, form.residual(start)) > 0.5 * squared_norm(form.data)
+    return tuple(torch.where(per_sample(worse, block), 0.0, block) for block in start)
 
 
 def _solve_layers(
@@ -302,7 +314,8 @@ def _finite_samples(form: StandardForm) -> Tensor:
 
 def _report(solution: Solution, on_failure: str) -> Solution:
     """Say aloud what must not be silent: samples that failed, and lam at or above lam_max."""
-    failed = [i for i, status in enumerate(solution.status) if status != Status.CONVERGED]
+    whole = set(solution.status) <= {Status.CONVERGED}
+    failed = [] if whole else [i for i, status in enumerate(solution.status) if status != Status.CONVERGED]
     if failed and on_failure != "ignore":
         words = f"{len(failed)} of {len(solution.status)} samples did not converge; sample {failed[0]}: "
         words += solution.message(failed[0])
