@@ -28,7 +28,7 @@ format: $(VENV)/.lint
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/activation_penalty.py
-	$(BIN)/python benchmarks/dense_lasso.py --small
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

@@ -62,7 +62,6 @@ def agree(problem: dsc.JointLasso, signal: Tensor, tol: float = 1e-9) -> dsc.Sol
     excess = objectives(theirs) - objectives(ours)
     assert (excess >= -2 * tol * objectives(ours)).all()
     assert (excess <= theirs.certificate.gap + 2 * tol * objectives(ours)).all()
-    assert float(theirs.certificate.relative_gap.median()) < 0.2
     return ours
 
 
