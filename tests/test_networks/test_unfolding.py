@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import deep_sparse_coding as dsc
-from deep_sparse_coding.networks.analytic import analytic_weights
+from deep_sparse_coding.networks.analysis import analytic_weights
 from deep_sparse_coding.networks.training import TrainingProgress
 from deep_sparse_coding.networks.unfolding import unfold
 from deep_sparse_coding.problems import Blocks, ConvexProblem

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dictionaries import ConvDictionary, Dictionary
-from ..errors import ParameterError, UnsupportedError, near_misses
+from ..errors import DictionaryError, ParameterError, UnsupportedError, near_misses
 from ..guarantees.hypotheses import LayerHypotheses
 
 WEIGHTS = ("atoms", "pseudo-inverse", "program")
@@ -46,19 +46,34 @@ def analysis_weights(dictionary: Dictionary, hypotheses: LayerHypotheses, weight
     """
     if weights == "atoms":
         return None
-    if weights == "program":
-        if program_size(dictionary) > _MOST_ENTRIES:
-            raise UnsupportedError(
-                f"the program for the weights of layer {hypotheses.layer} has {program_size(dictionary)} entries for "
-                f"{dictionary!r}; expected at most {_MOST_ENTRIES}: use weights='pseudo-inverse' or 'atoms'"
-            )
-        rows = _program(dictionary, hypotheses)
-    else:
-        shifted = shifted_atoms(dictionary)
-        moment = shifted.T @ shifted
-        rows = _own(dictionary) @ torch.linalg.pinv(moment, hermitian=True)
-    rows = rows / (rows * _own(dictionary)).sum(1, keepdim=True)
-    return _shaped(dictionary, rows)
+    if weights == "pseudo-inverse":
+        return analytic_weights(dictionary)
+    if program_size(dictionary) > _MOST_ENTRIES:
+        raise UnsupportedError(
+            f"the program for the weights of layer {hypotheses.layer} has {program_size(dictionary)} entries for "
+            f"{dictionary!r}; expected at most {_MOST_ENTRIES}: use weights='pseudo-inverse' or 'atoms'"
+        )
+    rows = _program(dictionary, hypotheses)
+    return _shaped(dictionary, rows / (rows * _own(dictionary)).sum(1, keepdim=True))
+
+
+def analytic_weights(dictionary: Dictionary) -> Tensor:
+    """Return ``W ∝ (DDᵀ)^† D`` with ``w_iᵀ d_i = 1``, float64, in the shape of the dictionary's weight.
+
+    It has the least ``‖Wᵀ D‖_F`` under that constraint. Convolutional: kernels ``w_c ∝ M^† d_c`` of the same size, M
+    the sum of ``d dᵀ`` over all shifted atoms, cut to the place of one: least in the mean over all lags.
+
+    Raises:
+        DictionaryError: An atom with which no weights can have the product 1 (it is zero).
+
+    Source: N5 of docs/theory.md; Liu, Chen, Wang & Yin 2019.
+    """
+    shifted, own = shifted_atoms(dictionary), _own(dictionary)
+    rows = own @ torch.linalg.pinv(shifted.T @ shifted, hermitian=True)
+    products = (rows * own).sum(1, keepdim=True)
+    if not bool((products > 0).all()):
+        raise DictionaryError("an atom is zero or not finite; expected atoms that are neither")
+    return _shaped(dictionary, rows / products)
 
 
 def candidates(dictionary: Dictionary, hypotheses: LayerHypotheses, weights: str) -> list[tuple[str, Tensor | None]]:

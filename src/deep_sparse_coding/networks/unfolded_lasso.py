@@ -14,7 +14,7 @@ from ..errors import UnsupportedError
 from ..guarantees import Guarantee
 from ..problems import Codes, Lasso
 from ..problems.base import form_objective
-from .analytic import analytic_weights
+from .analysis import analytic_weights
 from .unfolded import Unfolded, copy_of, per_channel, shrink, weights_by_atom
 from .unfolded_bound import LearnedStep, learned_bound
 
