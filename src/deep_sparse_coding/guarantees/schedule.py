@@ -138,11 +138,11 @@ def floors(recursions: Sequence[LayerRecursion], *, carried: bool = True) -> tup
     return tuple(found)
 
 
-def check_steps(steps: object, layers: int) -> tuple[int, ...]:
-    """Return one number of steps, at least 0, per layer.
+def check_steps(steps: object, layers: int, *, minimum: int = 0) -> tuple[int, ...]:
+    """Return one number of steps, at least `minimum`, per layer.
 
     Raises:
-        ParameterError: No whole number, a negative one, or too few or too many of them.
+        ParameterError: No whole number, too small a one, or too few or too many of them.
     """
     wanted = tuple(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else steps
-    return tuple(require_integer("steps", k, minimum=0) for k in per_layer("steps", wanted, layers))
+    return tuple(require_integer("steps", k, minimum=minimum) for k in per_layer("steps", wanted, layers))

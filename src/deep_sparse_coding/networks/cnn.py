@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..checks import per_layer, require_integer, require_number
+from ..checks import require_integer, require_number
 from ..dictionaries import Cascade, Dictionary, as_cascade
 from ..errors import ParameterError
 from ..guarantees.hypotheses import LayerHypotheses, layer_hypotheses
-from ..guarantees.schedule import step_order
+from ..guarantees.schedule import check_steps, step_order
 from .activations import Activation, resolve_activation
 from .analysis import check_weights
 from .interleaved import interleaved_maps
@@ -139,14 +139,7 @@ def to_cnn(
     applied = resolve_activation(activation, distance, cascade.dtype)
     if max_kernel is not None and require_integer("max_kernel", max_kernel, minimum=3) % 2 == 0:
         raise ParameterError(f"max_kernel is {max_kernel}; expected an odd number, or None to leave kernels whole")
-    if steps is not None and target_error is not None:
-        raise ParameterError(
-            f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
-            "target_error lets it be chosen"
-        )
-    depth = len(cascade) if layer is None else require_integer("layer", layer, minimum=1)
-    if depth > len(cascade):
-        raise ParameterError(f"layer is {layer}; expected 1 to {len(cascade)}, the number of layers")
+    depth = asked_layers(cascade, layer, steps, target_error)
     assumed = layer_hypotheses(
         cascade,
         sparsity=sparsity,
@@ -158,8 +151,7 @@ def to_cnn(
     )[:depth]
     counts = None
     if steps is not None:
-        wanted = tuple(steps) if isinstance(steps, Sequence) else steps
-        counts = [require_integer("steps", k, minimum=1) for k in per_layer("steps", wanted, depth)]
+        counts = list(check_steps(steps, depth, minimum=1))
         step_order(strategy, counts)
     dictionaries = cascade.layers[:depth]
     target = _DEFAULT_TARGET if target_error is None else target_error
@@ -234,6 +226,23 @@ def _read(values: Tensor, reading: Reading, axes: int) -> Tensor:
     for at, surplus in enumerate(reading.surplus):
         codes = codes.narrow(axis + 1 + at, 0, codes.shape[axis + 1 + at] - surplus)
     return codes.contiguous()
+
+
+def asked_layers(cascade: Cascade, layer: int | None, steps: object, target_error: float | None) -> int:
+    """Return how many layers are compiled: up to `layer`, or all.
+
+    Raises:
+        ParameterError: No such layer, or a number of steps together with a target.
+    """
+    if steps is not None and target_error is not None:
+        raise ParameterError(
+            f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
+            "target_error lets it be chosen"
+        )
+    depth = len(cascade) if layer is None else require_integer("layer", layer, minimum=1)
+    if depth > len(cascade):
+        raise ParameterError(f"layer is {layer}; expected 1 to {len(cascade)}, the number of layers")
+    return depth
 
 
 def _hypotheses(dictionaries: Sequence[Dictionary], assumed: Sequence[LayerHypotheses]) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..checks import per_axis, per_layer, require_float_tensor, require_integer, require_same_kind
+from ..checks import per_axis, require_float_tensor, require_integer, require_same_kind
 from ..dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
 from ..errors import ParameterError, ShapeError, UnsupportedError
 from ..guarantees.hypotheses import layer_hypotheses
+from ..guarantees.schedule import check_steps
 from .attention import attention, filled
-from .cnn import Estimate
+from .cnn import Estimate, asked_layers
 from .transformer_plan import TransformerLayer, TransformerPlan, make_transformer_plan
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -203,14 +204,7 @@ def to_transformer(
     Source: statements N1 to N3 and N8 of docs/theory.md; the idea: Cordonnier, Loukas & Jaggi 2020.
     """
     cascade = as_cascade(model)
-    if steps is not None and target_error is not None:
-        raise ParameterError(
-            f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
-            "target_error lets it be chosen"
-        )
-    depth = len(cascade) if layer is None else require_integer("layer", layer, minimum=1)
-    if depth > len(cascade):
-        raise ParameterError(f"layer is {layer}; expected 1 to {len(cascade)}, the number of layers")
+    depth = asked_layers(cascade, layer, steps, target_error)
     dictionaries = _grids(cascade.layers[:depth])
     assumed = layer_hypotheses(
         cascade,
@@ -221,10 +215,7 @@ def to_transformer(
         place_sparsity=place_sparsity,
         nonnegative=nonnegative,
     )[:depth]
-    counts = None
-    if steps is not None:
-        wanted = tuple(steps) if isinstance(steps, Sequence) else steps
-        counts = [require_integer("steps", k, minimum=1) for k in per_layer("steps", wanted, depth)]
+    counts = None if steps is None else list(check_steps(steps, depth, minimum=1))
     plan = make_transformer_plan(
         dictionaries,
         assumed,
