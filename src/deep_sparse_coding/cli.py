@@ -1,13 +1,12 @@
-"""The command line: ``dsc demo``."""
+"""The command line: ``dsc COMMAND``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
 
 from ._version import __version__
+from .commands import COMMANDS
 from .errors import DSCError, missing_extra, near_misses
 
 _USAGE = """\
@@ -24,29 +23,6 @@ options:
 """
 
 
-def demo(
-    out: Path = Path("runs/demo"),
-    preset: Literal["full", "small"] = "full",
-    seed: int = 0,
-    quiet: bool = False,
-) -> None:
-    """The main job on a real photograph and on digits: learn, solve, prove, compile, train, and report.
-
-    Args:
-        out: The folder for report.html, summary.json and hero.png; it is made if need be.
-        preset: "full" takes about two minutes on two cores, "small" some seconds.
-        seed: Of everything that is random; the same seed gives the same numbers.
-        quiet: Show no progress, only the place of the report.
-    """
-    from .demo import run_demo
-
-    result = run_demo(out, preset_name=preset, seed=seed, quiet=quiet)
-    print(f"report: {result.report.resolve()}")
-
-
-_COMMANDS: Mapping[str, Callable[..., None]] = {"demo": demo}
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 1 an error of this library, 2 a command line in error.
 
@@ -55,16 +31,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
-        lines = (f"  {name:<12} {(command.__doc__ or '').splitlines()[0]}" for name, command in _COMMANDS.items())
+        lines = (f"  {name:<12} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
         print(_USAGE.format(commands="\n".join(lines)), end="")
         return 0 if given else 2
     if given[0] == "--version":
         print(f"dsc {__version__}")
         return 0
     name, rest = given[0], given[1:]
-    if name not in _COMMANDS:
+    if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        known = ("--help", "--version") if kind == "option" else tuple(_COMMANDS)
+        known = ("--help", "--version") if kind == "option" else tuple(COMMANDS)
         hint = near_misses(name, known)
         return _fail(f"{name!r} is no {kind} of dsc; expected {' or '.join(map(repr, known))}{hint}", 2)
     try:
@@ -72,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
             import tyro
         except ImportError:
             raise missing_extra("tyro", "cli", "the command line") from None
-        tyro.cli(_COMMANDS[name], args=rest, prog=f"dsc {name}")
+        tyro.cli(COMMANDS[name], args=rest, prog=f"dsc {name}")
     except DSCError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
