@@ -45,7 +45,7 @@ def run(seed: int, steps: int, small: bool) -> dict[str, Any]:
     import torch
 
     import deep_sparse_coding as dsc
-    from deep_sparse_coding.networks.unfolding import unfold
+    from deep_sparse_coding.networks.unfolded.build import unfold
 
     dictionary = dsc.DenseDictionary.random(64, 128, seed=seed)
     test = dsc.sample(dictionary, sparsity=6, batch=1000, seed=1_000_000 + seed)

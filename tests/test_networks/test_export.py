@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import deep_sparse_coding as dsc
 from deep_sparse_coding.networks import export
 from deep_sparse_coding.networks.export import export_onnx
-from deep_sparse_coding.networks.unfolding import unfold
+from deep_sparse_coding.networks.unfolded.build import unfold
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import DeviceError, DtypeError, ParameterError, ShapeError, UnsupportedError
-from deep_sparse_coding.networks.cnn import to_cnn
-from deep_sparse_coding.networks.transformer import CompiledTransformer, to_transformer
+from deep_sparse_coding.networks.cnn.build import to_cnn
+from deep_sparse_coding.networks.transformers.build import CompiledTransformer, to_transformer
 
 F64 = torch.float64
 STANDARD = (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.networks.analysis import analytic_weights
-from deep_sparse_coding.networks.training import TrainingProgress
-from deep_sparse_coding.networks.unfolding import unfold
+from deep_sparse_coding.networks.unfolded.build import unfold
+from deep_sparse_coding.networks.unfolded.training import TrainingProgress
 from deep_sparse_coding.problems import Blocks, ConvexProblem
 from strategies import SEEDS, draw_conv, draw_dense, draw_signal
 

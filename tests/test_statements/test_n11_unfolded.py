@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import deep_sparse_coding as dsc
-from deep_sparse_coding.networks.unfolded import Unfolded
-from deep_sparse_coding.networks.unfolded_lasso import UnfoldedLasso
-from deep_sparse_coding.networks.unfolding import unfold
+from deep_sparse_coding.networks.unfolded.base import Unfolded
+from deep_sparse_coding.networks.unfolded.build import unfold
+from deep_sparse_coding.networks.unfolded.lasso import UnfoldedLasso
 from strategies import SEEDS, equiangular, normal, randint, rng
 
 

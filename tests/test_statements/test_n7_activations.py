@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.networks import CompiledCNN, codes_by_depth, to_cnn
-from deep_sparse_coding.networks.activations import leaky, resolve_activation
+from deep_sparse_coding.networks.cnn.activations import leaky, resolve_activation
 from strategies import equiangular, normal, rng, simplex
 
 SEEDS = st.integers(0, 2**31 - 1)

@@ -19,7 +19,7 @@ from torch import Tensor
 import deep_sparse_coding as dsc
 from deep_sparse_coding.errors import ParameterError
 from deep_sparse_coding.guarantees.convergence import convergence_plan
-from deep_sparse_coding.networks.attention import (
+from deep_sparse_coding.networks.transformers.attention import (
     Sharpness,
     ShiftedKernels,
     attention,
@@ -27,8 +27,8 @@ from deep_sparse_coding.networks.attention import (
     sharpen,
     step_kernels,
 )
-from deep_sparse_coding.networks.positions import PositionCode, position_code
-from deep_sparse_coding.networks.transformer import CompiledTransformer, to_transformer
+from deep_sparse_coding.networks.transformers.build import CompiledTransformer, to_transformer
+from deep_sparse_coding.networks.transformers.positions import PositionCode, position_code
 from strategies import normal, randint, rng
 
 SEEDS = st.integers(0, 2**31 - 1)

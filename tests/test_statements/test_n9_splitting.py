@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import deep_sparse_coding as dsc
 from deep_sparse_coding.networks import codes_by_depth, to_cnn
-from deep_sparse_coding.networks.kernels import LinearMap
-from deep_sparse_coding.networks.splitting import split
+from deep_sparse_coding.networks.cnn.kernels import LinearMap
+from deep_sparse_coding.networks.cnn.splitting import split
 from strategies import normal, randint, rng
 from test_networks.test_plan import counted
 

@@ -1,25 +1,24 @@
-"""How deep, with which thresholds, and to which error: the plan of a network, before it has weights."""
+"""What plans of all compiled networks share: a layer's bounds, step by step, and how many layers are compiled."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checks import require_integer
+from ..dictionaries import Cascade
 from ..errors import ParameterError
-from ..guarantees.guarantee import rounded_up
 from ..guarantees.hypotheses import LayerHypotheses
 from ..guarantees.schedule import LayerConvergence
-from .activations import Activation
-from .layout import LayerLayout, Stage
 
 
 @dataclass(frozen=True)
 class StepBound:
-    """The bound after one step: at `depth` linear layers into the network, after `step` steps of `layer`."""
+    """The bound after one step: at `depth` linear layers or blocks into the network, after `step` steps of `layer`."""
 
     depth: int
     layer: int
@@ -28,29 +27,24 @@ class StepBound:
 
 
 @dataclass(frozen=True, eq=False)
-class PlanLayer:
-    """What the network does for one sparse coding layer.
+class Estimate:
+    """Codes part of the way: after `step` steps of `layer`, `depth` linear layers or blocks into the network."""
+
+    depth: int
+    layer: int
+    step: int
+    codes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """What every kind of network knows of one sparse coding layer.
 
     Attributes:
-        layout: Its channels, kernel, stride.
         convergence: Its bounds and thresholds, step by step and atom by atom.
-        weights: Which analysis weights W it has: "atoms", "pseudo-inverse" or "program".
-        analysis: W in float64, shaped like the dictionary's weight; None for the atoms.
-        scales: t of every step's activation; nothing for ReLU.
-        carry: t with which v is handed on.
-        leaks: η before the first and after every step: the bound of codes that should be zero; nothing for ReLU, which
-            leaves them at zero.
-        largest: A bound of all arguments of activations, for other activations than ReLU.
     """
 
-    layout: LayerLayout
     convergence: LayerConvergence
-    weights: str = "atoms"
-    analysis: Tensor | None = field(default=None, repr=False)
-    scales: tuple[float, ...] = ()
-    carry: float = 1.0
-    leaks: tuple[float, ...] = ()
-    largest: float = math.inf
 
     @property
     def hypotheses(self) -> LayerHypotheses:
@@ -75,7 +69,7 @@ class PlanLayer:
     @property
     def bounds(self) -> tuple[float, ...]:
         """The bound of ``‖x_j^k - x_j‖_∞`` after each step."""
-        return tuple(_outwards(float(row.max())) for row in self.convergence.bounds[1:])
+        return tuple(outwards(float(row.max())) for row in self.convergence.bounds[1:])
 
     @property
     def error_bound(self) -> float:
@@ -89,142 +83,45 @@ class PlanLayer:
 
     @property
     def noise(self) -> float:
-        """ν, the largest over the atoms: what noise and the error of the layer below do to ``Wᵀz``."""
-        return _outwards(float(self.convergence.noise.max()))
+        """ν of the last step, the largest over the atoms: what noise and the error of the layer below do to ``Wᵀz``."""
+        return outwards(float(self.convergence.noise.max()))
 
     @property
     def slack(self) -> float:
         """h, the largest over the atoms: what rounding does to a step."""
-        return _outwards(float(self.convergence.slack.max()))
-
-    @property
-    def width(self) -> int:
-        """Channels (dense: entries) between its steps, where it works alone and with ReLU."""
-        return self.layout.state_width if self.steps > 1 else self.layout.code_width
+        return outwards(float(self.convergence.slack.max()))
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The plan of a network that computes sparse codes, and what it rests on.
-
-    Attributes:
-        layers: One entry per sparse coding layer.
-        stages: The linear layers of the network in order.
-        hypotheses: What is assumed of the signal, in words; the bounds hold for every signal that meets it.
-        dtype: The number type whose rounding the bounds include.
-        strategy: "layerwise" or "interleaved".
-        activation: What follows the linear layers, and what is known of it.
-    """
-
-    layers: tuple[PlanLayer, ...]
-    stages: tuple[Stage, ...]
-    hypotheses: tuple[str, ...]
-    dtype: torch.dtype
-    strategy: str
-    activation: Activation
-
-    @property
-    def error_bound(self) -> float:
-        """The bound of ``‖codes - truth‖_∞`` for the deepest layer."""
-        return self.layers[-1].error_bound
-
-    @property
-    def bounds(self) -> tuple[float, ...]:
-        """The bound of the deepest layer after each of its steps."""
-        return self.layers[-1].bounds
-
-    @property
-    def bound_by_depth(self) -> list[StepBound]:
-        """The bound after every step of every layer, with the number of linear layers up to there."""
-        return [
-            StepBound(depth, at.layer, at.step, self.layers[at.layer - 1].bounds[at.step - 1])
-            for depth, stage in enumerate(self.stages, start=1)
-            for at in stage.readings
-        ]
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps per layer."""
-        return tuple(layer.steps for layer in self.layers)
-
-    @property
-    def depth(self) -> int:
-        """The number of convolutions or linear layers."""
-        return len(self.stages)
-
-    @property
-    def width(self) -> int:
-        """The most channels (dense: entries) of any of them."""
-        return max(stage.outputs for stage in self.stages)
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights and biases."""
-        return sum(stage.parameters for stage in self.stages)
-
-    def multiply_adds(self, size: int | Sequence[int] = ()) -> int:
-        """Return the multiply-adds for one signal.
-
-        Args:
-            size: The signal's spatial size, one number for all axes or one per axis; nothing for dense layers.
-
-        Raises:
-            ParameterError: Another number of axes.
-        """
-        axes = len(self.layers[0].layout.kernel)
-        size = tuple(size) if isinstance(size, Sequence) else (size,) * max(axes, 1)
-        if len(size) != axes:
-            raise ParameterError(f"size is {size}; expected {axes} number(s), the spatial size of a signal")
-        grid, found = tuple(int(n) for n in size), 0
-        for stage in self.stages:
-            grid = stage.grid(grid)
-            found += stage.taps * math.prod(grid)
-        return found
-
-    @property
-    def multiply_adds_per_entry(self) -> float:
-        """Multiply-adds per position of a large signal (dense: for a signal)."""
-        finer, found = 1, 0.0
-        for stage in self.stages:
-            finer *= math.prod(stage.stride)
-            found += stage.taps / finer
-        return found
-
-    def __str__(self) -> str:
-        header = ("layer", "atoms", "kernel", "stride", "non-zeros", "ρ", "ν", "e_0", "weights", "steps", "bound")
-        rows: list[tuple[str, ...]] = [header]
-        for layer in self.layers:
-            layout, assumed = layer.layout, layer.hypotheses
-            rows.append(
-                (
-                    str(assumed.layer),
-                    str(layout.atoms),
-                    "×".join(str(k) for k in layout.kernel) or "–",
-                    "×".join(str(q) for q in layout.stride) or "–",
-                    f"{assumed.sparsity}{' per stripe' if layout.kernel else ''}",
-                    f"{layer.rate:.3f}",
-                    f"{rounded_up(layer.noise, 3):.3g}",
-                    f"{layer.start:g}",
-                    layer.weights,
-                    str(layer.steps),
-                    f"{rounded_up(layer.error_bound, 3):.3g}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        per = "position of the signal" if self.layers[0].layout.kernel else "signal"
-        word = str(self.dtype).removeprefix("torch.")
-        return "\n".join(
-            [
-                f"Plan: {self.strategy}, {self.activation.name}, {self.depth} linear layers of width up to "
-                f"{self.width}, {self.parameters} parameters, "
-                f"{self.multiply_adds_per_entry:.4g} multiply-adds per {per}",
-                *table,
-                f"‖codes - truth‖_∞ ≤ {rounded_up(self.error_bound, 3):.3g} in {word} for every signal with:",
-                *(f"  - {sentence}" for sentence in self.hypotheses),
-            ]
-        )
-
-
-def _outwards(value: float) -> float:
+def outwards(value: float) -> float:
+    """Return the next larger number; 0 stays."""
     return math.nextafter(value, math.inf) if value else 0.0
+
+
+def bound_in_use(net: nn.Module, bound: float, dtype: torch.dtype) -> float:
+    """Return the bound, or inf if a weight has a narrower number type than the one whose rounding it counts."""
+    planned = torch.finfo(dtype).eps
+    narrower = any(torch.finfo(weight.dtype).eps > planned for weight in net.parameters())
+    return math.inf if narrower else bound
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, cells to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def asked_layers(cascade: Cascade, layer: int | None, steps: object, target_error: float | None) -> int:
+    """Return how many layers are compiled: up to `layer`, or all.
+
+    Raises:
+        ParameterError: No such layer, or a number of steps together with a target.
+    """
+    if steps is not None and target_error is not None:
+        raise ParameterError(
+            f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
+            "target_error lets it be chosen"
+        )
+    depth = len(cascade) if layer is None else require_integer("layer", layer, minimum=1)
+    if depth > len(cascade):
+        raise ParameterError(f"layer is {layer}; expected 1 to {len(cascade)}, the number of layers")
+    return depth

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ParameterError
+from ...errors import ParameterError
 
 
 @dataclass(frozen=True)

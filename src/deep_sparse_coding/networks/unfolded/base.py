@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..dictionaries import Dictionary
-from ..errors import UnsupportedError
-from ..guarantees import Guarantee
-from ..problems import Codes, Problem
-from .training import Callback, Signals, TrainingHistory, train_unfolded
+from ...dictionaries import Dictionary
+from ...errors import UnsupportedError
+from ...guarantees import Guarantee
+from ...problems import Codes, Problem
+from .training import TrainingHistory, train_unfolded
 
 
 class Unfolded(nn.Module, ABC):
@@ -60,41 +60,7 @@ class Unfolded(nn.Module, ABC):
         """
         return self.trace(signal)[-1]
 
-    def fit(
-        self,
-        signals: Signals,
-        codes: Codes | None = None,
-        *,
-        loss: str | None = None,
-        epochs: int = 50,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        held_out: float = 0.1,
-        patience: int | None = None,
-        batches: int = 50,
-        seed: int = 0,
-        callback: Callback | None = None,
-    ) -> TrainingHistory:
-        """Train the network; see `train_unfolded` for the arguments.
-
-        Returns:
-            How it went, which is also kept in `history`.
-        """
-        self.history = train_unfolded(
-            self,
-            signals,
-            codes,
-            loss=loss,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            held_out=held_out,
-            patience=patience,
-            batches=batches,
-            seed=seed,
-            callback=callback,
-        )
-        return self.history
+    fit = train_unfolded
 
     def error_bound(self, sparsity: int, *, amplitude: float = 1.0, noise: float = 0.0) -> Guarantee:
         """Bound the distance of the codes to true ones from the weights as they are now.

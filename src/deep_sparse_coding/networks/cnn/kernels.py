@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dictionaries import ConvDictionary, Dictionary
+from ...dictionaries import ConvDictionary, Dictionary
 from .layout import LayerLayout, Reading, Stage
 
 

@@ -9,14 +9,14 @@ from itertools import product
 
 from torch import Tensor
 
-from ..dictionaries import Dictionary
-from ..errors import ParameterError
-from ..guarantees.depth import fewest_rounds, fewest_steps
-from ..guarantees.hypotheses import LayerHypotheses
-from ..guarantees.recursion import MOST_STEPS, LayerRecursion
-from ..guarantees.schedule import floors, run, step_order
+from ...dictionaries import Dictionary
+from ...errors import ParameterError
+from ...guarantees.depth import fewest_rounds, fewest_steps
+from ...guarantees.hypotheses import LayerHypotheses
+from ...guarantees.recursion import MOST_STEPS, LayerRecursion
+from ...guarantees.schedule import floors, run, step_order
+from ..analysis import candidates
 from .activations import Activation
-from .analysis import candidates
 from .convergence import LeakyRecursion, layer_recursion, leaky_recursion, run_leaky
 from .layout import LayerLayout
 from .plan import PlanLayer
@@ -179,7 +179,7 @@ class _Search:
         if self.activation.is_relu:
             planned = run([candidate.exact for candidate in choice], order, rates, carried=self.carried)
             return tuple(
-                PlanLayer(layout, layer, candidate.name, candidate.analysis)
+                PlanLayer(layer, layout, candidate.name, candidate.analysis)
                 for layout, layer, candidate in zip(self.layouts, planned, choice, strict=True)
             )
         leaky = [c.recursion for c in choice if isinstance(c.recursion, LeakyRecursion)]
@@ -191,8 +191,8 @@ class _Search:
             bounds = replace(layer.bounds, hypotheses=stated)
             layers.append(
                 PlanLayer(
-                    layout,
                     bounds,
+                    layout,
                     candidate.name,
                     candidate.analysis,
                     layer.scales,

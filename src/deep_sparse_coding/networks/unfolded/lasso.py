@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..dictionaries import ConvDictionary, Dictionary
-from ..errors import UnsupportedError
-from ..guarantees import Guarantee
-from ..problems import Codes, Lasso
-from ..problems.base import form_objective
-from .analysis import analytic_weights
-from .unfolded import Unfolded, copy_of, per_channel, shrink, weights_by_atom
-from .unfolded_bound import LearnedStep, learned_bound
+from ...dictionaries import ConvDictionary, Dictionary
+from ...errors import UnsupportedError
+from ...guarantees import Guarantee
+from ...problems import Codes, Lasso
+from ...problems.base import form_objective
+from ..analysis import analytic_weights
+from .base import Unfolded, copy_of, per_channel, shrink, weights_by_atom
+from .bound import LearnedStep, learned_bound
 
 
 class UnfoldedLasso(Unfolded):

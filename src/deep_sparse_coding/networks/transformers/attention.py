@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..dictionaries import ConvDictionary
-from ..errors import ParameterError
+from ...dictionaries import ConvDictionary
+from ...errors import ParameterError
 from .positions import PositionCode
 
 

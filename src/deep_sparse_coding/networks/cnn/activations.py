@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import require_number
-from ..errors import ParameterError, near_misses
+from ...checks import require_number
+from ...errors import ParameterError, near_misses
 from .kernels import LinearMap
 
 # sup|σ - ReLU|, rounded up; of Softplus and ELU known exactly.

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..dictionaries import Dictionary
+from ...dictionaries import Dictionary
 from .kernels import LinearMap, atoms_first, gram_kernel
 from .layout import LayerLayout, Reading
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checks import require_integer, require_number
-from ..errors import ParameterError, UnsupportedError, near_misses
-from ..problems import JointLasso, Lasso, MultiLayerLasso, Problem
-from .unfolded import Unfolded
-from .unfolded_lasso import UnfoldedLasso
-from .unfolded_layers import UnfoldedCascade, UnfoldedJoint
+from ...checks import require_integer, require_number
+from ...errors import ParameterError, UnsupportedError, near_misses
+from ...problems import JointLasso, Lasso, MultiLayerLasso, Problem
+from .base import Unfolded
+from .lasso import UnfoldedLasso
+from .layers import UnfoldedCascade, UnfoldedJoint
 
 _LEARNABLE = {
     "lista": ("analysis", "threshold"),

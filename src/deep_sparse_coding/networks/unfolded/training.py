@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ..checks import require_integer, require_number
-from ..dictionaries import Sample
-from ..errors import NotConvergedError, ParameterError, ShapeError, near_misses
-from ..problems import Codes
+from ...checks import require_integer, require_number
+from ...dictionaries import Sample
+from ...errors import NotConvergedError, ParameterError, ShapeError, near_misses
+from ...problems import Codes
 
 if TYPE_CHECKING:
-    from .unfolded import Unfolded
+    from .base import Unfolded
 
 _LOSSES = ("codes", "objective")
 # The last of the learning rates along a cosine, as a share of the first.
@@ -101,7 +101,7 @@ def train_unfolded(
     seed: int = 0,
     callback: Callback | None = None,
 ) -> TrainingHistory:
-    """Train an unfolded network, and leave the weights with the smallest held-out loss in it.
+    """Train the network, and leave the weights with the smallest held-out loss in it.
 
     "codes": ``Σ‖x - x*‖² / Σ‖x*‖²``, the normalized squared error; "objective": ``Σ P(x) / Σ ½‖y‖²``, which needs no
     codes. The mean over all steps is trained on, the last step counting as much as the others together, so that early
@@ -109,7 +109,7 @@ def train_unfolded(
     a cosine.
 
     Args:
-        net: What `unfold` made.
+        net: What `unfold` made; as a method, ``net.fit(signals, ...)``.
         signals: ``(samples, ...)``; a `dsc.Sample`, whose codes are taken; or a function of a batch size and a seed
             that returns a `dsc.Sample`, a pair (signals, codes) or signals, asked anew for every batch.
         codes: True codes for signals that are a tensor, as the network returns them.
@@ -124,7 +124,7 @@ def train_unfolded(
         callback: Called after every epoch; returning True stops the training.
 
     Returns:
-        How it went.
+        How it went, which is also kept in ``net.history``.
 
     Raises:
         NotConvergedError: The loss is not finite; the weights are the best ones before.
@@ -195,9 +195,10 @@ def train_unfolded(
         net.load_state_dict(kept)
         for parameter in parameters:
             parameter.grad = None
-    return TrainingHistory(
+    net.history = TrainingHistory(
         chosen, untrained, tuple(training), tuple(tested), best_epoch, time.perf_counter() - began, stopped
     )
+    return net.history
 
 
 def _choose_loss(loss: str | None, has_codes: bool) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dictionaries import ConvDictionary, Dictionary
-from ..dictionaries.coherence import top_sum
-from ..guarantees import Condition, Guarantee
-from ..guarantees.hypotheses import LayerHypotheses, layer_hypotheses
-from ..guarantees.recursion import OUTWARDS
+from ...dictionaries import ConvDictionary, Dictionary
+from ...dictionaries.coherence import top_sum
+from ...guarantees import Condition, Guarantee
+from ...guarantees.hypotheses import LayerHypotheses, layer_hypotheses
+from ...guarantees.recursion import OUTWARDS
 
 _SOURCE = "N0 (atom by atom), N11 and Rounding of docs/theory.md; Chen, Liu, Wang & Yin 2018"
 

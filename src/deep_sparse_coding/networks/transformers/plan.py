@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from ..checks import require_number
-from ..dictionaries import ConvDictionary
-from ..errors import ParameterError
-from ..guarantees.depth import fewest_rounds, fewest_steps
-from ..guarantees.guarantee import rounded_up
-from ..guarantees.hypotheses import LayerHypotheses
-from ..guarantees.recursion import MOST_STEPS, LayerRecursion, layer_recursion
-from ..guarantees.schedule import LayerConvergence, floors, run, step_order
+from ...checks import require_number
+from ...dictionaries import ConvDictionary
+from ...errors import ParameterError
+from ...guarantees.depth import fewest_rounds, fewest_steps
+from ...guarantees.guarantee import rounded_up
+from ...guarantees.hypotheses import LayerHypotheses
+from ...guarantees.recursion import MOST_STEPS, LayerRecursion, layer_recursion
+from ...guarantees.schedule import floors, run, step_order
+from ..plan import LayerPlan, StepBound, in_columns
 from .attention import Sharpness, ShiftedKernels, sharpen, step_kernels
-from .plan import StepBound
 from .positions import PositionCode, position_code
 
 # Softmax may take this share of the target, as temperature is cheap; where no depth reaches it, no more than rounding.
@@ -27,12 +25,11 @@ _DEFAULT_TARGET = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class TransformerLayer:
+class TransformerLayer(LayerPlan):
     """What the network does for one sparse coding layer.
 
     Attributes:
         dictionary: D.
-        convergence: Its bounds and thresholds, step by step and atom by atom.
         kernels: What its heads compute, one shift each.
         grid: The spatial size of its codes.
         spacing: Tokens from one code to the next, per axis.
@@ -42,7 +39,6 @@ class TransformerLayer:
     """
 
     dictionary: ConvDictionary
-    convergence: LayerConvergence
     kernels: ShiftedKernels
     grid: tuple[int, ...]
     spacing: tuple[int, ...]
@@ -51,49 +47,9 @@ class TransformerLayer:
     rounding: float
 
     @property
-    def hypotheses(self) -> LayerHypotheses:
-        """What is assumed of the layer's codes."""
-        return self.convergence.hypotheses
-
-    @property
     def atoms(self) -> int:
         """The number of atoms."""
         return self.dictionary.atoms
-
-    @property
-    def steps(self) -> int:
-        """K, the number of steps: one block each."""
-        return len(self.convergence.thresholds)
-
-    @property
-    def rate(self) -> float:
-        """ρ: noise and softmax apart, the bound falls like ``ρ^k``."""
-        return self.convergence.rate
-
-    @property
-    def start(self) -> float:
-        """``e_0``, the bound before the first step."""
-        return self.hypotheses.amplitude
-
-    @property
-    def bounds(self) -> tuple[float, ...]:
-        """The bound of ``‖x_j^k - x_j‖_∞`` after each step."""
-        return tuple(math.nextafter(float(row.max()), math.inf) for row in self.convergence.bounds[1:])
-
-    @property
-    def error_bound(self) -> float:
-        """The bound after the last step."""
-        return self.bounds[-1]
-
-    @property
-    def thresholds(self) -> Tensor:
-        """θ of every step and atom, float64, ``(steps, atoms)``."""
-        return self.convergence.thresholds
-
-    @property
-    def noise(self) -> float:
-        """ν in the last step, the largest over the atoms: noise, softmax and the error of the layer below."""
-        return math.nextafter(float(self.convergence.noise.max()), math.inf)
 
     @property
     def hidden(self) -> int:
@@ -211,8 +167,6 @@ class TransformerPlan:
                     f"{rounded_up(layer.error_bound, 3):.3g}",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         code = self.positions
         word = str(self.dtype).removeprefix("torch.")
         return "\n".join(
@@ -222,7 +176,7 @@ class TransformerPlan:
                 f"{self.multiply_adds:.4g} multiply-adds per signal",
                 f"positions: {code.width // 2} frequencies, period {'×'.join(str(p) for p in code.periods)}, "
                 f"gap {code.gap:.3g} of peak {code.peak:g}, temperature {self.temperature:.4g}",
-                *table,
+                *in_columns(rows),
                 f"‖codes - truth‖_∞ ≤ {rounded_up(self.error_bound, 3):.3g} in {word} for every signal with:",
                 *(f"  - {sentence}" for sentence in self.hypotheses),
             ]
@@ -305,7 +259,7 @@ def make_transformer_plan(
     order = step_order(strategy, found)
     planned = run(attended, order, rates, carried=False)
     layers = tuple(
-        TransformerLayer(d, replace(layer, hypotheses=h), shifted, grid, spacing, count, *errors)
+        TransformerLayer(replace(layer, hypotheses=h), d, shifted, grid, spacing, count, *errors)
         for d, h, layer, shifted, grid, spacing, count, errors in zip(
             dictionaries, assumed, planned, kernels, grids, spacings, counts, heard, strict=True
         )

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..dictionaries import Dictionary
-from ..guarantees import recursion
-from ..guarantees.hypotheses import LayerHypotheses
-from ..guarantees.recursion import OUTWARDS, LayerRecursion
-from ..guarantees.schedule import LayerConvergence
+from ...dictionaries import Dictionary
+from ...guarantees import recursion
+from ...guarantees.hypotheses import LayerHypotheses
+from ...guarantees.recursion import OUTWARDS, LayerRecursion
+from ...guarantees.schedule import LayerConvergence
 from .activations import Activation
 from .layout import LayerLayout
 

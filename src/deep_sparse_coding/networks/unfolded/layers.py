@@ -8,15 +8,15 @@ from typing import cast
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..checks import per_layer
-from ..dictionaries import Dictionary
-from ..errors import UnsupportedError
-from ..problems import Codes, JointLasso, MultiLayerLasso
-from ..problems.base import flat_sum, form_objective, squared_norm
-from ..problems.cascaded import layer_shapes
-from ..problems.multilayer import cascade_codes
-from ..problems.operators import ChainOperator
-from .unfolded import Unfolded, copy_of, per_channel, shrink, weights_by_atom
+from ...checks import per_layer
+from ...dictionaries import Dictionary
+from ...errors import UnsupportedError
+from ...problems import Codes, JointLasso, MultiLayerLasso
+from ...problems.base import flat_sum, form_objective, squared_norm
+from ...problems.cascaded import layer_shapes
+from ...problems.multilayer import cascade_codes
+from ...problems.operators import ChainOperator
+from .base import Unfolded, copy_of, per_channel, shrink, weights_by_atom
 
 
 class UnfoldedJoint(Unfolded):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..dictionaries import ConvDictionary, Dictionary
-from ..errors import UnsupportedError
+from ...dictionaries import ConvDictionary, Dictionary
+from ...errors import UnsupportedError
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..checks import require_integer, require_number
-from ..dictionaries import Cascade, Dictionary, as_cascade
-from ..errors import ParameterError
-from ..guarantees.hypotheses import LayerHypotheses, layer_hypotheses
-from ..guarantees.schedule import check_steps, step_order
+from ...checks import require_integer, require_number
+from ...dictionaries import Cascade, Dictionary, as_cascade
+from ...errors import ParameterError
+from ...guarantees.hypotheses import LayerHypotheses, layer_hypotheses
+from ...guarantees.schedule import check_steps, step_order
+from ..analysis import check_weights
+from ..plan import Estimate, asked_layers, bound_in_use
 from .activations import Activation, resolve_activation
-from .analysis import check_weights
 from .interleaved import interleaved_maps
 from .kernels import LinearMap, layerwise_maps, merge_map
 from .layout import Reading
@@ -57,24 +58,12 @@ class CompiledCNN(nn.Sequential):
         It speaks of the weights that `to_cnn` set. In a number type narrower than ``plan.dtype``, whose rounding the
         plan does not count, nothing is proved: inf.
         """
-        planned = torch.finfo(self.plan.dtype).eps
-        narrower = any(torch.finfo(weight.dtype).eps > planned for weight in self.parameters())
-        return math.inf if narrower else self.plan.error_bound
+        return bound_in_use(self, self.plan.error_bound, self.plan.dtype)
 
     def __getitem__(self, idx: slice | int) -> Any:
         if isinstance(idx, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """Codes part of the way: after `step` steps of `layer`, `depth` linear layers into the network."""
-
-    depth: int
-    layer: int
-    step: int
-    codes: Tensor
 
 
 def to_cnn(
@@ -226,23 +215,6 @@ def _read(values: Tensor, reading: Reading, axes: int) -> Tensor:
     for at, surplus in enumerate(reading.surplus):
         codes = codes.narrow(axis + 1 + at, 0, codes.shape[axis + 1 + at] - surplus)
     return codes.contiguous()
-
-
-def asked_layers(cascade: Cascade, layer: int | None, steps: object, target_error: float | None) -> int:
-    """Return how many layers are compiled: up to `layer`, or all.
-
-    Raises:
-        ParameterError: No such layer, or a number of steps together with a target.
-    """
-    if steps is not None and target_error is not None:
-        raise ParameterError(
-            f"steps is {steps} and target_error is {target_error}; expected one of them: steps fixes the depth, "
-            "target_error lets it be chosen"
-        )
-    depth = len(cascade) if layer is None else require_integer("layer", layer, minimum=1)
-    if depth > len(cascade):
-        raise ParameterError(f"layer is {layer}; expected 1 to {len(cascade)}, the number of layers")
-    return depth
 
 
 def _hypotheses(dictionaries: Sequence[Dictionary], assumed: Sequence[LayerHypotheses]) -> tuple[str, ...]:

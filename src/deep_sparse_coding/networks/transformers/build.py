@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..checks import per_axis, require_float_tensor, require_integer, require_same_kind
-from ..dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
-from ..errors import ParameterError, ShapeError, UnsupportedError
-from ..guarantees.hypotheses import layer_hypotheses
-from ..guarantees.schedule import check_steps
+from ...checks import per_axis, require_float_tensor, require_integer, require_same_kind
+from ...dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
+from ...errors import ParameterError, ShapeError, UnsupportedError
+from ...guarantees.hypotheses import layer_hypotheses
+from ...guarantees.schedule import check_steps
+from ..plan import Estimate, asked_layers, bound_in_use
 from .attention import attention, filled
-from .cnn import Estimate, asked_layers
-from .transformer_plan import TransformerLayer, TransformerPlan, make_transformer_plan
+from .plan import TransformerLayer, TransformerPlan, make_transformer_plan
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _WRAP: dict[int, Any] = {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d}
@@ -76,9 +75,7 @@ class CompiledTransformer(nn.Module):
         Softmax and rounding are counted. It speaks of the weights that `to_transformer` set; in a number type narrower
         than ``plan.dtype`` nothing is proved: inf.
         """
-        planned = torch.finfo(self.plan.dtype).eps
-        narrower = any(torch.finfo(weight.dtype).eps > planned for weight in self.parameters())
-        return math.inf if narrower else self.plan.error_bound
+        return bound_in_use(self, self.plan.error_bound, self.plan.dtype)
 
     def forward(self, signal: Tensor) -> Tensor:
         """Return the deepest codes, ``(batch, atoms, h, w)``, for signals ``(batch, channels, H, W)``."""
