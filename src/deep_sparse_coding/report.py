@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._drawing import to_png, to_svg
-from .dictionaries.files import write_whole
+from .files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

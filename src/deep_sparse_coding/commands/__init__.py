@@ -1,7 +1,21 @@
-"""The commands of the command line, one file each: a function whose arguments are the options."""
+"""The commands of the command line, one file each: a function whose arguments are the options, or a group of them."""
 
-from collections.abc import Callable, Mapping
-
+from .compile import compile_model as compile_model
 from .demo import demo as demo
+from .dispatch import Group as Group
+from .dispatch import dispatch as dispatch
+from .experiment import EXPERIMENT as EXPERIMENT
+from .prove import prove as prove
+from .solve import solve as solve
 
-COMMANDS: Mapping[str, Callable[..., None]] = {"demo": demo}
+COMMANDS = Group(
+    summary="Deep sparse coding with certificates.",
+    commands={
+        "demo": demo,
+        "solve": solve,
+        "prove": prove,
+        "compile": compile_model,
+        "experiment": EXPERIMENT,
+    },
+    options={"--version": "show the version"},
+)

@@ -15,9 +15,9 @@ import torch
 
 from .._version import __version__
 from ..checks import require_integer
-from ..dictionaries.files import write_whole
 from ..dictionaries.random import generator
 from ..errors import FileFormatError, missing_extra
+from ..files import write_whole
 from ..report import write
 from .designed import run_designed
 from .digits import run_digits

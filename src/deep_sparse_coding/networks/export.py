@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import require_float_tensor, require_number
-from ..dictionaries.files import write_whole
 from ..errors import DSCError, ParameterError, ShapeError, UnsupportedError, missing_extra
+from ..files import write_whole
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Images of other sizes are looked for up to so many entries more: strides rarely are larger.
@@ -84,7 +84,8 @@ def _export(net: nn.Module, example: Tensor, tolerance: float) -> tuple[bytes, f
     names = ("height", "width", "depth") if example.ndim > 3 else ("length",)
     sizes = {axis: names[axis - 2] for axis in range(2, min(example.ndim, 2 + len(names)))}
     attempts: list[dict[int, str]] = [{0: "batch"}, {}]
-    if sizes:
+    others = _other_size(net, example) if sizes else []
+    if others:
         attempts.insert(0, {0: "batch", **sizes})
     # A batch of one is taken for a constant: the exporter needs two to see that it may vary.
     several = torch.cat([example, -0.5 * example])
@@ -94,7 +95,7 @@ def _export(net: nn.Module, example: Tensor, tolerance: float) -> tuple[bytes, f
         if axes:
             trials.append(several[: len(example) + 1])
         if len(axes) > 1:
-            trials += _other_size(net, example)
+            trials += others
         try:
             content = _attempt(net, several if axes else example, axes)
             found = max(_difference(net, content, trial) for trial in trials)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dictionaries.files import write_whole
 from ..errors import DtypeError, FileFormatError, missing_extra
+from ..files import write_whole
 from .solution import Solution
 
 _KEY = b"deep_sparse_coding.codes"

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...dictionaries.files import write_whole
 from ...errors import FileFormatError
+from ...files import write_whole
 
 _KEY = "deep_sparse_coding.data"
 _VERSION = 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import per_axis, require_integer
-from ...dictionaries.files import write_whole
 from ...errors import FileFormatError, ParameterError, missing_extra
+from ...files import write_whole
 from .dut_omron import IMAGE_FOLDER, MASK_FOLDER
 from .shapes import draw_object, draw_road, draw_salient
 
