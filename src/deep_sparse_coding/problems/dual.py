@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deep_sparse_coding.dictionaries import DenseDictionary
 from deep_sparse_coding.errors import UnsupportedError
 
 from .base import StandardForm, inner, per_sample, squared_norm
-from .operators import Blocks
+from .operators import Blocks, SingleOperator
 from .support import on_support
 
 _LARGEST_SCALING = 10.0
 _ROUNDING = 1e-12
+# Correlations, in float64, that lam_max looks at together: 2 MB.
+_AT_ONCE = 2**18
+# Samples up to which atoms in use are gathered, where there are this many times as many atoms as in use.
+_FEW, _SPARSE = 64, 8
 # Conjugate gradient steps of a correction; each costs as much as a step of a proximal method.
 _REFINEMENTS = 30
 
@@ -50,8 +56,22 @@ def dual_point(form: StandardForm, codes: Blocks, *, widen: bool = False) -> Dua
     Source: G5 of docs/theory.md; dual scaling as in Ndiaye, Fercoq, Gramfort & Salmon 2017.
     """
     # Codes that are all zero, as at most starts, leave the data as they are.
-    residual = form.residual(codes) if any(bool(block.any()) for block in codes) else form.data
+    residual = _residual(form, codes) if any(bool(block.any()) for block in codes) else form.data
     return _along(form, codes, residual, residual, widen)
+
+
+def _residual(form: StandardForm, codes: Blocks) -> Blocks:
+    """Return ``b - A x``, from the atoms in use alone where a few samples use few of the many of one matrix."""
+    operator = form.operator
+    if not (isinstance(operator, SingleOperator) and isinstance(operator.dictionary, DenseDictionary)):
+        return form.residual(codes)
+    if form.batch > _FEW:
+        return form.residual(codes)
+    used = (codes[0] != 0).any(0).nonzero().flatten()
+    if _SPARSE * len(used) > codes[0].shape[1]:
+        return form.residual(codes)
+    made = codes[0][:, used] @ operator.dictionary.matrix[:, used].T
+    return (form.data[0] - (made if operator.mask is None else operator.mask * made),)
 
 
 def support_point(form: StandardForm, codes: Blocks, residual: Blocks) -> DualPoint:
@@ -120,7 +140,17 @@ def largest_ratio(form: StandardForm) -> Tensor:
     For a weighted ℓ1 norm this is ``max_i |a_iᵀ b| / w_i``.
     """
     form = form.cast(torch.float64)
-    everywhere = tuple(torch.full_like(x, 1.0) for x in form.zeros())
+    size = max(1, _AT_ONCE // max(1, sum(math.prod(shape) for shape in form.code_shapes)))
+    if form.batch <= size:
+        return _largest_ratio(form)
+    # In groups whose correlations stay in the cache.
+    groups = torch.arange(form.batch, device=form.data[0].device).split(size)
+    return torch.cat([_largest_ratio(form.select(rows)) for rows in groups])
+
+
+def _largest_ratio(form: StandardForm) -> Tensor:
+    ones = form.data[0].new_ones(())
+    everywhere = tuple(ones.expand(form.batch, *shape) for shape in form.code_shapes)
     _, correlation = _orthogonal_part(form, form.data, form.penalty.unpenalized(form.weights, everywhere))
     return form.penalty.largest_ratio(form.weights, correlation)
 

@@ -173,9 +173,7 @@ class L1(Penalty):
         for w, c in zip(weights, correlation, strict=True):
             if not c[:1].numel():
                 continue
-            # Entries that share a weight are bound by the largest and the smallest of them.
-            shared = tuple(axis for axis in range(1, c.ndim) if w.shape[axis] == 1)
-            top, bottom = (c.amax(shared, keepdim=True), c.amin(shared, keepdim=True)) if shared else (c, c)
+            top, bottom = _extremes(w, c)
             # A quotient 0/0 stands for an entry that binds nothing.
             upper = torch.where(top > 0, w / top, math.inf).flatten(1).amin(1)
             lower = torch.where(bottom < 0, w / bottom, -math.inf).flatten(1).amax(1)
@@ -199,8 +197,11 @@ class L1(Penalty):
 
     def largest_ratio(self, weights: Blocks, correlation: Blocks) -> Tensor:
         """Return ``max |c_i|/w_i`` over the penalized entries (non-negative codes: without the bars)."""
-        sizes = tuple(c.clamp_min(0) if self.nonnegative else c.abs() for c in correlation)
-        return largest_quotient(weights, sizes)
+        sizes = []
+        for w, c in zip(weights, correlation, strict=True):
+            top, bottom = _extremes(w, c) if c[:1].numel() else (c, c)
+            sizes.append(top.clamp_min(0) if self.nonnegative else torch.maximum(top, -bottom))
+        return largest_quotient(weights, tuple(sizes))
 
     def unpenalized(self, weights: Blocks, codes: Blocks) -> tuple[Blocks, Blocks] | None:
         """Return the entries of weight 0; non-negative codes need ``c = 0`` where they are in use, else ``c ≤ 0``."""
@@ -336,6 +337,12 @@ def _one_side(weights: Tensor, used: Tensor, value: Tensor, bound: Tensor) -> Te
     below = torch.where(used > 0, used * (weights - value).clamp_min(0), 0.0)
     above = torch.where(value > weights, (bound - used) * (value - weights), 0.0)
     return below + torch.where(torch.isinf(bound), 0.0, above)
+
+
+def _extremes(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest and the smallest of the values that share a weight, for all of them."""
+    shared = tuple(axis for axis in range(1, values.ndim) if weights.shape[axis] == 1)
+    return (values.amax(shared, keepdim=True), values.amin(shared, keepdim=True)) if shared else (values, values)
 
 
 def largest_quotient(weights: Blocks, sizes: Blocks) -> Tensor:

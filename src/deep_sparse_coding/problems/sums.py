@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .operators import Blocks
 
+# Entries of every sample that are looked at first where one that is not zero is searched.
+_FIRST_LOOK = 32
+
 
 def flat_sum(blocks: Blocks) -> Tensor:
     """Return the sum over all entries of all blocks, per sample."""
@@ -40,6 +43,20 @@ def used_entries(weights: Tensor, codes: Tensor) -> tuple[tuple[Tensor, ...], Te
     """Return where a block of codes is not zero, with the weights and the values there: few of many entries."""
     index = codes.nonzero(as_tuple=True)
     return index, entries_at(weights, index), codes[index]
+
+
+def used_rows(block: Tensor) -> Tensor:
+    """Return which samples have an entry that is not zero, ``(batch,)``: most show one among their first entries."""
+    flat = block.flatten(1)
+    used = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    left, first, width = torch.arange(len(flat), device=flat.device), 0, _FIRST_LOOK
+    while len(left) and first < flat.shape[1]:
+        # All rows as a view: an index would copy whole rows.
+        part = flat[:, first : first + width] if not first else flat[left, first : first + width]
+        found = (part != 0).any(1)
+        used[left[found]] = True
+        left, first, width = left[~found], first + width, 4 * width
+    return used
 
 
 def sum_rows(batch: int, rows: Tensor, values: Tensor) -> Tensor:

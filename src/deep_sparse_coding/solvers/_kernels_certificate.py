@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ._kernels_dense import CHUNK, plain, run_chunks
+from ._kernels_dense import CHUNK, plain, prepare, run_chunks
 from ._kernels_gap import GROUPS, exact_ratios, ratios
-from ._kernels_support import Floats, Singles, copy, correlate, dot, jit, normalized, residual
+from ._kernels_support import Floats, Singles, copy, correlate, dot, jit, residual
 
 _BLOCK = 16  # signals whose correlations are computed together
 _ROUNDING = 2.0**-24  # of float32
@@ -45,7 +45,7 @@ def _assess_chunk(
     g, w, coef, counts = np.empty(m), np.empty(m), np.empty((_BLOCK, m)), np.empty(_BLOCK, np.int64)
     scale, approx = np.zeros(ratio.size, np.float32), np.zeros(ratio.size, np.float32)
     used, inside = np.empty((_BLOCK, m), np.uint32), np.zeros(m, np.bool_)
-    mask, bare = np.ones(d), np.empty(d)
+    mask, bare, ready = np.ones(d), np.empty(d), np.zeros(0, np.bool_)
     before, steepest = np.nan, np.inf
     for first in range(0, n, _BLOCK):
         end = min(first + _BLOCK, n)
@@ -105,7 +105,7 @@ def _assess_chunk(
                 # Ratios below 1/best do not bound the dual point, those below the largest known do not matter.
                 bar = max(worst, 1.0 / best if best > 0.0 else 0.0, largest - 2.0 * error * steepest)
                 found = exact_ratios(
-                    DT, r, w, scale, error, steepest, bar, False, inside, nonnegative, g, ratio, tops
+                    DT, DT, ready, r, w, scale, error, steepest, bar, False, inside, nonnegative, g, ratio, tops
                 )  # fmt: skip
                 worst = max(worst, found)
                 alpha = min(best, 1.0 / worst) if worst > 0.0 else best
@@ -151,10 +151,7 @@ def assess_batch(
     D = plain(D)
     X = np.require(X, None, ("C_CONTIGUOUS", "WRITEABLE"))
     DT = np.ascontiguousarray(D.T)
-    norms = np.sqrt(np.einsum("jk,jk->j", DT, DT))
-    unit = np.divide(1.0, norms, out=np.zeros(m), where=norms > 0)
-    D32 = np.empty(D.shape, np.float32)
-    normalized(D, np.ones(d), unit, D32)
+    norms, _, D32 = prepare(D, threads)
     objective, gap = np.empty(n), np.empty(n)
     Y, lam, weights = plain(Y), plain(lam), plain(weights)
     exact, none = X.dtype == np.float64, np.empty((0, d))

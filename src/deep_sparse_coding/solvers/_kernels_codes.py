@@ -24,13 +24,14 @@ def residual_energy(DT: Floats, y: Floats, chosen: Any, gamma: Floats, count: in
 
 @jit
 def _measure_chunk(DT: Floats, Y: Floats, codes: Floats, lo: int, hi: int, energy: Floats, counts: Any) -> None:
-    places, values, r = np.empty(DT.shape[0], np.uint32), np.empty(DT.shape[0]), np.empty(DT.shape[1])
+    # One place more than atoms: every entry is written, and stays if it is not zero. A branch would be guessed wrong.
+    room = DT.shape[0] + 1
+    places, values, r = np.empty(room, np.uint32), np.empty(room), np.empty(DT.shape[1])
     for i in range(lo, hi):
         count, row = 0, codes[i]
         for j in range(row.size):
-            if row[j] != 0.0:
-                places[count], values[count] = j, row[j]
-                count += 1
+            places[count], values[count] = j, row[j]
+            count += row[j] != 0.0
         counts[i] = count
         energy[i] = residual_energy(DT, Y[i], places, values, count, r)
 

@@ -37,6 +37,7 @@ from ._kernels_support import (
     copy,
     correlate,
     dot,
+    fetch,
     jit,
     masked_norms,
     newton,
@@ -45,11 +46,14 @@ from ._kernels_support import (
     row_length,
     squared_mask,
     subtract_rows,
+    unit_atoms,
     update_support,
 )
 
 CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
+_PART = 2048  # atoms a thread prepares at once
+_COLUMNS_EACH = 256  # atoms for each signal from which columns are copied only as they come into use
 _START_SIZE = 96  # working-set size that the workspace holds before it has to grow
 _GROW = 0.8  # atoms above this share of the largest |g_j|/w_j enter the working set
 _GROW_MANY = 0.65  # the same for more atoms than _MANY: rounds, which look at all atoms, are dear there
@@ -66,7 +70,9 @@ _IDLE = 8  # certificates in a row without progress that end the work on a signa
 @jit
 def _solve_chunk(
     D32: Singles,
+    D: Floats,
     DT: Floats,
+    ready: Any,
     gram32: Singles,
     gram: Floats,
     Y: Floats,
@@ -182,6 +188,8 @@ def _solve_chunk(
                     cap = min(m, max(2 * cap, fresh))
                     G, U = larger(G, size, cap), larger(U, n, cap)
                 if fresh > size:
+                    for k in range(size, fresh):
+                        fetch(D, DT, ready, W[k])
                     extend(G, iq, W, size, fresh, gram, DT, square)
                 for k in range(size, fresh):
                     inside[W[k]], scale[W[k]], w[k] = True, 0.0, full_w[W[k]]
@@ -244,7 +252,7 @@ def _solve_chunk(
                     # Ratios below rr/ry do not bound the dual point, those below the largest known do not matter.
                     bar = max(worst, norm2 / ry if ry > 0.0 else 0.0)
                     found = exact_ratios(
-                        DT, r, full_w, scale, error, top_scale, bar, free, inside, nonnegative, g, ratio, tops
+                        D, DT, ready, r, full_w, scale, error, top_scale, bar, free, inside, nonnegative, g, ratio, tops
                     )
                     worst = max(worst, found)
                     if free:
@@ -280,9 +288,17 @@ def plain(a: Floats) -> Floats:
     return np.require(a, np.float64, ("C_CONTIGUOUS", "WRITEABLE"))
 
 
-def run_chunks(work: Callable[[int], None], count: int, threads: int | None) -> None:
+def prepare(D: Floats, threads: int | None) -> tuple[Floats, Floats, Singles]:
+    """Return the norms of the atoms, one over them (0 for atoms of zero), and the atoms over their norms in float32."""
+    m = D.shape[1]
+    norms, D32 = np.empty(m), np.empty(D.shape, np.float32)
+    run_chunks(lambda lo: unit_atoms(D, lo, min(lo + _PART, m), norms, D32), m, threads, _PART)
+    return norms, np.divide(1.0, norms, out=np.zeros(m), where=norms > 0), D32
+
+
+def run_chunks(work: Callable[[int], None], count: int, threads: int | None, size: int = CHUNK) -> None:
     """Call `work` with the first signal of every chunk, on several threads (None: one per processor)."""
-    chunks = range(0, count, CHUNK)
+    chunks = range(0, count, size)
     threads = min((os.cpu_count() or 1) if threads is None else threads, len(chunks))
     if threads <= 1:
         for lo in chunks:
@@ -340,12 +356,14 @@ def solve_batch(
     gram = plain(np.empty((0, 0)) if gram is None else gram)
     start = plain(np.empty((0, m)) if start is None else start)
     masks = plain(np.empty((0, d)) if masks is None else masks)
-    DT = np.ascontiguousarray(D.T)
-    norms = np.sqrt(np.einsum("jk,jk->j", DT, DT))
-    unit = np.divide(1.0, norms, out=np.zeros(m), where=norms > 0)
-    D32, gram32 = np.empty(D.shape, np.float32), np.empty(gram.shape, np.float32)
-    normalized(D, np.ones(d), unit, D32)
+    norms, unit, D32 = prepare(D, threads)
+    gram32 = np.empty(gram.shape, np.float32)
     normalized(gram, unit, unit, gram32)
+    # Few signals use few of many atoms: columns are copied as they come into use. One chunk, so one thread, fills them.
+    penalized = bool(lams.size) and bool(weights.size) and lams.min() > 0.0 and weights.min() > 0.0
+    few = not gram.size and n <= CHUNK and n * _COLUMNS_EACH <= m and penalized and not masks.size
+    DT = np.empty((m, d)) if few else np.ascontiguousarray(D.T)
+    ready = np.zeros(m if few else 0, np.bool_)
     steps = len(lams)
     codes, rounds, gap = np.zeros((steps, n, m)), np.zeros((steps, n), np.int64), np.zeros((steps, n))
 
@@ -353,7 +371,7 @@ def solve_batch(
         hi = min(lo + CHUNK, n)
         ratio, tops = np.zeros(-(-m // GROUPS) * GROUPS, np.float32), np.zeros(GROUPS, np.float32)
         _solve_chunk(
-            D32, DT, gram32, gram, Y, masks, lams, weights, norms, start, bool(nonnegative), float(tol),
+            D32, D, DT, ready, gram32, gram, Y, masks, lams, weights, norms, start, bool(nonnegative), float(tol),
             int(max_rounds), lo, hi, codes, rounds, gap, ratio, tops, ratio.view(np.int32), tops.view(np.int32)
         )  # fmt: skip
 

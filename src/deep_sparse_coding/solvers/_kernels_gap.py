@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._kernels_support import Floats, Indices, copy, dot, jit
+from ._kernels_support import Floats, Indices, copy, dot, fetch, jit
 
 GROUPS = 64  # of atoms j, j + 64, …; the largest ratio of each is known, so that a search passes over the others
 SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
@@ -44,7 +44,9 @@ def ratios(g: Any, scale: Any, nonnegative: bool, ratio: Any, tops: Any, bits: A
 
 @jit
 def exact_ratios(
+    D: Floats,
     DT: Floats,
+    ready: Any,
     r: Floats,
     w: Floats,
     scale: Any,
@@ -70,6 +72,7 @@ def exact_ratios(
         top = _ZERO
         for j in range(b, inside.size, GROUPS):
             if not inside[j] and (every or not ratio[j] + error * scale[j] <= bar):
+                fetch(D, DT, ready, j)
                 g[j] = dot(DT[j], r)
                 size = max(g[j], 0.0) if nonnegative else abs(g[j])
                 value = size / w[j] if w[j] > 0.0 else 0.0

@@ -125,6 +125,34 @@ def residual(
 
 
 @jit
+def fetch(D: Floats, DT: Floats, ready: Any, j: int) -> None:
+    """Fill row j of DT from D unless it is; where `ready` is empty all rows are."""
+    if ready.size > 0 and not ready[j]:
+        for k in range(D.shape[0]):
+            DT[j, k] = D[k, j]
+        ready[j] = True
+
+
+@jit
+def unit_atoms(D: Floats, lo: int, hi: int, norms: Floats, out: Singles) -> None:
+    """Norms of the atoms lo..hi, and these over their norms in float32, a cache full of columns at a time."""
+    d, unit = D.shape[0], np.empty(_COLUMNS)
+    for start in range(lo, hi, _COLUMNS):
+        first, end = np.uint64(start), np.uint64(min(start + _COLUMNS, hi))
+        for j in range(first, end):
+            norms[j] = 0.0
+        for k in range(d):
+            for j in range(first, end):
+                norms[j] += D[k, j] * D[k, j]
+        for j in range(first, end):
+            norms[j] = math.sqrt(norms[j])
+            unit[j - first] = 1.0 / norms[j] if norms[j] > 0.0 else 0.0
+        for k in range(d):
+            for j in range(first, end):
+                out[k, j] = D[k, j] * unit[j - first]
+
+
+@jit
 def normalized(M: Floats, left: Floats, right: Floats, out: Singles) -> None:
     """out[i, j] = left[i]·M[i, j]·right[j], in float32."""
     for i in range(M.shape[0]):

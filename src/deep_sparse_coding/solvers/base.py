@@ -39,6 +39,12 @@ class Solver(ABC, Generic[StateT]):
     #: Steps between the first checks of the gap; the loop then checks more and more rarely.
     check_every: int = 10
 
+    #: Whether every step makes new codes, writes into none that it made before, and only reads those of the start.
+    makes_new_codes: bool = False
+
+    #: Whether the first step finds codes of zero where these are best: a start of zeros then needs no check of its own.
+    finds_zero: bool = False
+
     #: Maps as large as the codes, in the working precision, that a step holds at once beside its codes.
     step_maps: int = 6
 
@@ -84,6 +90,11 @@ class Solver(ABC, Generic[StateT]):
 def select_blocks(blocks: Blocks, keep: Tensor) -> Blocks:
     """Return the samples `keep` of every block."""
     return tuple(block[keep] for block in blocks)
+
+
+def all_zero(blocks: Blocks) -> bool:
+    """Return whether codes are zero everywhere; of samples that share their memory one is looked at."""
+    return not any(bool((block[:1] if block.stride(0) == 0 else block).any()) for block in blocks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deep_sparse_coding.problems import Blocks, Certificate, StandardForm, assess_form
 from deep_sparse_coding.problems.certificate import certify_gap
+from deep_sparse_coding.problems.sums import used_rows
 
 from .base import select_blocks
 
@@ -46,8 +47,9 @@ def certify_compiled(form: StandardForm, codes: Blocks, objective: Tensor, gap: 
         tol: The relative gap that is small enough.
     """
     certificate = certify_gap(form.data, objective, gap)
-    used = torch.stack([block.flatten(1).any(1) for block in codes]).any(0)
-    rows = (used & ~(certificate.relative_gap <= tol)).nonzero().flatten()
+    rows = (~(certificate.relative_gap <= tol)).nonzero().flatten()
+    if len(rows):
+        rows = rows[torch.stack([used_rows(block[rows]) for block in codes]).any(0)]
     if not len(rows):
         return certificate
     second = assess_form(form.select(rows), select_blocks(codes, rows), tol)

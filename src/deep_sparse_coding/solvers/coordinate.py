@@ -15,7 +15,7 @@ from deep_sparse_coding.dictionaries import DenseDictionary
 from deep_sparse_coding.problems import Blocks, Certificate, StandardForm, assess_form
 from deep_sparse_coding.problems.operators import ChainOperator, Operator, RidgeOperator, SingleOperator
 
-from .base import CodesState, Solver, select_blocks
+from .base import CodesState, Solver, all_zero, select_blocks
 from .compiled_certificate import certify_compiled, with_violations
 
 # Entries of the matrix A that are kept, in float64, transposed and in float32: 2**28 take 5 GB.
@@ -72,6 +72,8 @@ class CoordinateDescent(Solver[CoordinateState]):
 
     rounds: int = 200
     check_every = 1
+    makes_new_codes = True
+    finds_zero = True
 
     def __post_init__(self) -> None:
         require_integer("rounds", self.rounds, minimum=1)
@@ -178,7 +180,7 @@ class CoordinateDescent(Solver[CoordinateState]):
 
         data = _joined(form.data).double().contiguous()
         start = None
-        if any(bool(block.any()) for block in state.codes):
+        if not all_zero(state.codes):
             start = _joined(state.codes).double().contiguous().numpy()
         codes, rounds, _ = solve_batch(
             state.matrix.numpy(),

@@ -107,7 +107,8 @@ class _Given:
         threads = torch.get_num_threads()
         found = measure_codes(matrix.numpy(), form.data[0].numpy(), codes.double().numpy(), threads)
         energy, count = torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        return problem.certify(form.data, self.limits, energy, count, (codes < 0).any(1))
+        negative = (codes < 0).any(1) if problem.nonnegative else torch.zeros(len(codes), dtype=torch.bool)
+        return problem.certify(form.data, self.limits, energy, count, negative)
 
 
 def _aim(limits: Tensor, form: StandardForm, dtype: torch.dtype) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from deep_sparse_coding.problems import Blocks, Certificate, StandardForm
+from deep_sparse_coding.problems.sums import used_rows
 
-from .base import Solver, State, select_blocks
+from .base import Solver, State, all_zero, select_blocks
 from .greedy import Pursuit
 from .solution import History, Status
 
@@ -125,8 +126,11 @@ class Run:
         dtype = form.data[0].dtype
         self._window = _STALL_WINDOW_FLOAT32 if dtype == torch.float32 else _STALL_WINDOW
         self._resolution = _RESOLUTION[dtype]
+        if not self.solver.makes_new_codes:
+            start = tuple(block.contiguous() for block in start)
         state = self.solver.init(form, start, self.settings.tol)
-        next_check = 0
+        skips = self.solver.finds_zero and limit > 0 and self.settings.callback is None and all_zero(start)
+        next_check = 1 if skips else 0
         while True:
             if state.steps >= next_check or state.steps >= limit:
                 keep = self._check(exact, state, active)
@@ -148,20 +152,23 @@ class Run:
         certificate = self.solver.assess(exact, codes, self.settings.tol if self.settings.corrected else math.inf)
         gap, objective = certificate.relative_gap.cpu(), certificate.objective.cpu()
         finite = torch.isfinite(objective) & torch.isfinite(gap)
+        proved = finite & (gap <= self.settings.tol)
         # The state before the first step is the start itself.
-        unchanged = self._unchanged(codes, active) if state.steps else torch.zeros(len(active), dtype=torch.bool)
+        unchanged = self._unchanged(codes, active, finite & ~proved if state.steps else torch.zeros_like(finite))
+        # Codes of zero that are an answer were the start already, if this is the first look at them.
+        first = not self._checks and state.steps > 0
         # The absolute gap bounds the distance to the minimum also where the relative one stays at 1.
         absolute = certificate.gap.cpu()
-        better = finite & ((absolute < self.best_gap[active]) | (gap <= self.settings.tol))
+        better = finite & ((absolute < self.best_gap[active]) | proved)
         self._keep(codes, active, better, (objective, absolute, gap))
-        self.steps_taken[active] = step
+        self.steps_taken[active] = torch.where(proved & ~_used(codes), 0, step) if first else step
         self._record(step, seconds, active, objective, gap)
 
         ended = torch.full((len(active),), -1)
         stalled = self._stalled(active) | unchanged
         ended[stalled] = int(Status.STALLED)
         ended[~finite] = int(Status.DIVERGED)
-        ended[finite & (gap <= self.settings.tol)] = int(Status.CONVERGED)
+        ended[proved] = int(Status.CONVERGED)
         done = ended >= 0
         self.status[active[done]] = ended[done]
         keep = (~done).nonzero().flatten()
@@ -176,7 +183,8 @@ class Run:
         """Keep the codes of the samples that are better than before, and what was said of them."""
         if bool(better.all()) and len(active) == self.form.batch:
             if any(block is not best for block, best in zip(codes, self.codes, strict=True)):
-                self.codes, self._own = tuple(block.clone() for block in codes), True  # a step may use up its state
+                fresh = self.solver.makes_new_codes  # else a step may use up its state
+                self.codes, self._own = codes if fresh else tuple(block.clone() for block in codes), True
             self.best_objective, self.best_gap, self.best_relative = (part.clone() for part in words)
             return
         rows = better.nonzero().flatten()
@@ -205,12 +213,14 @@ class Run:
             relative.index_copy(0, unseen, parts.relative_gap),
         )
 
-    def _unchanged(self, codes: Blocks, active: Tensor) -> Tensor:
-        """Return which samples hold the very codes that were best before: a fixed point of the arithmetic."""
-        same = torch.ones(len(active), dtype=torch.bool)
+    def _unchanged(self, codes: Blocks, active: Tensor, asked: Tensor) -> Tensor:
+        """Return which samples, of those asked for, hold the very codes that were best before: a fixed point."""
+        same, rows = asked.clone(), asked.nonzero().flatten()
+        if not len(rows):
+            return same
         for best, block in zip(self.codes, codes, strict=True):
-            rows = best if len(active) == len(best) else best[active.to(best.device)]
-            same &= (rows == block).flatten(1).all(1).cpu()
+            here = rows.to(block.device)
+            same[rows] &= (best[active[rows].to(best.device)] == block[here]).flatten(1).all(1).cpu()
         return same
 
     def _record(self, step: int, seconds: float, active: Tensor, objective: Tensor, gap: Tensor) -> None:
@@ -242,6 +252,11 @@ class Run:
             torch.stack([check[2] for check in self._checks]) if self._checks else empty,
             torch.stack([check[3] for check in self._checks]) if self._checks else empty,
         )
+
+
+def _used(codes: Blocks) -> Tensor:
+    """Return which samples have codes that are not all zero."""
+    return torch.stack([used_rows(block) for block in codes]).any(0).cpu()
 
 
 def _smallest(values: list[Tensor], window: int, active: Tensor) -> tuple[Tensor, Tensor]:

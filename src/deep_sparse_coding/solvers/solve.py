@@ -29,6 +29,7 @@ from deep_sparse_coding.problems import (
 from deep_sparse_coding.problems.base import form_objective, per_sample, squared_norm
 from deep_sparse_coding.problems.cascaded import CascadeProblem
 from deep_sparse_coding.problems.single import SingleProblem
+from deep_sparse_coding.problems.sums import used_rows
 
 from .base import Solver
 from .batches import run_groups
@@ -241,7 +242,7 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
     work = plan_work(form, settings, lambda part: _solver_for(part, settings))
     exact = problem.exact_form(signal)
     rows = _finite_samples(form).nonzero().flatten()
-    start = form.zeros() if start is None else _sensible_start(form, start, settings)
+    start = _zeros(form) if start is None else _sensible_start(form, start, settings)
     outcome = run_groups(form, exact, start, settings, list(sample_groups(rows, work.size)), work.run)
     shape = problem.batch_shape(signal)
     certificate = outcome.certificate.reshape(shape)
@@ -257,6 +258,12 @@ def _solve_convex(problem: ConvexProblem, signal: Tensor, settings: Settings, st
         signal.detach(),
         outcome.stopped,
     )
+
+
+def _zeros(form: StandardForm) -> Blocks:
+    """Return codes of zero that take no memory: all samples share theirs."""
+    one = form.data[0]
+    return tuple(one.new_zeros(1, *shape).expand(form.batch, *shape) for shape in form.code_shapes)
 
 
 def _sensible_start(form: StandardForm, start: Blocks, settings: Settings) -> Blocks:
@@ -306,7 +313,8 @@ def _finite_samples(form: StandardForm) -> Tensor:
     """Return which samples have finite data and weights that are not NaN."""
     finite = torch.ones(form.batch, dtype=torch.bool, device=form.data[0].device)
     for block in form.data:
-        finite &= torch.isfinite(block).flatten(1).all(1)
+        if not bool(torch.isfinite(block.sum())):  # a sum with NaN or an infinity in it is not finite
+            finite &= torch.isfinite(block).flatten(1).all(1)
     for weight in form.weights:
         finite &= (~torch.isnan(weight)).flatten(1).all(1).expand(form.batch)
     return finite
@@ -325,9 +333,11 @@ def _report(solution: Solution, on_failure: str) -> Solution:
     blocks = solution.codes if isinstance(solution.codes, tuple) else (solution.codes,)
     axes = solution.certificate.gap.ndim
     if blocks[0].numel() and not _is_without_bound(solution.problem):
-        zero = (blocks[0] == 0).flatten(axes).all(-1) if blocks[0].ndim > axes else blocks[0] == 0
-        nonzero_signal = (solution.signal != 0).flatten(axes).any(-1)
-        empty = zero & nonzero_signal & solution.converged.to(zero.device)
+        flat, signal = (x.reshape(len(solution.status), -1) for x in (blocks[0], solution.signal))
+        zero = (~used_rows(flat)).nonzero().flatten()
+        empty = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        empty[zero] = used_rows(signal[zero])
+        empty = empty.reshape(blocks[0].shape[:axes]) & solution.converged.to(flat.device)
         if bool(empty.any()):
             warnings.warn(_zero_words(solution, empty), DSCWarning, stacklevel=3)
     return solution
