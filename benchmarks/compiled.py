@@ -6,10 +6,11 @@ Signals ``y = D x*`` whose codes are known: s non-zeros in every stripe that hol
 at random; one image of 256² and 64 images of 3 × 32². The error is the true one, ``‖x - x*‖_∞`` of the deepest codes,
 computed in float64; solved means at most 0.01. Networks are compiled by `dsc.to_cnn` for a proved bound of 0.01, in
 float32: analysis weights, kernels whole or split into 3 × 3, `channels_last`, and `torch.compile` on the fastest of
-them. Solvers get the loosest tolerance of a list and the larger lam of two at which they reach the error; a cascade is
-solved both layer after layer and at once, by its effective atoms. SPORCO (ConvBPDN, steps at the best ρ of a sweep) gets
-the effective atoms too: it knows stride 1 only, so weights keep its codes on the grid. Boundaries are circular, as
-SPORCO's are. Settings are found before the timing; the timed runs are interleaved in one process, medians shown.
+them. Solvers get the loosest tolerance of a list and the larger lam of two at which they reach the error. A cascade is
+solved, and compiled, both layer after layer and at once, by its effective atoms. SPORCO (ConvBPDN, steps at the best
+fixed ρ of a sweep: its adaptation never reached the error) gets the effective atoms; it knows stride 1 only, so weights
+keep its codes on the grid. Boundaries are circular, as SPORCO's are. Settings are found before the timing; the timed
+runs are interleaved in one process, medians shown.
 """
 
 from __future__ import annotations
@@ -27,43 +28,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compiled_cases import Case, Drawn, cases, draw, effective, true_error
 from racing import Ask, Call, Entry, Method, Options, Work, clocked, installed, missing, prepare, race
 
 TARGET = 1e-2
 ASKED = 3.0
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6)
 SHARES = (0.8, 0.4)
-RHOS = (1.0, 10.0, 100.0, 1000.0)
+RHOS = (100.0, 300.0, 1000.0, 3000.0)
 MOST = 400
-
-
-@dataclass(frozen=True)
-class Case:
-    """A class of signals: the model, its limits, and how many of which size are coded."""
-
-    name: str
-    layers: tuple[dict[str, Any], ...]
-    sparsity: int
-    size: int
-    batch: int
-
-    def model(self) -> Any:
-        """Return the cascade, circular, in float32."""
-        import deep_sparse_coding as dsc
-
-        kinds = [dsc.ConvDictionary.low_coherence(**kind, boundary="circular", seed=0) for kind in self.layers]
-        return dsc.Cascade(kinds)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A case with its signals: codes of all layers, and the limits that they meet."""
-
-    case: Case
-    model: Any
-    signal: Any
-    codes: tuple[Any, ...]
-    limits: dict[str, Any]
+# Split kernels are not timed where they multiply this many times as much.
+WORTH = 50
 
 
 @dataclass(frozen=True)
@@ -80,67 +55,6 @@ class Network:
     multiply_adds_per_digit: float | None = None
 
 
-def cases(small: bool) -> list[Case]:
-    """Return the classes; on the large image with one channel, on the small ones with three."""
-    image, batch = (64, 8) if small else (256, 64)
-    tile = {"channels": 1, "size": 8, "stride": 8}
-    second = {"atoms": 24, "channels": 16, "size": 4, "stride": 4, "nonzeros": 4}
-    three = {"channels": 3, "size": 8}
-    return [
-        Case(f"{image}², 48 kernels 8², stride 8", ({"atoms": 48, **tile},), 4, image, 1),
-        Case(f"{image}², 16 kernels 8², stride 4", ({"atoms": 16, **tile, "stride": 4},), 2, image, 1),
-        Case(f"{image}², 4 kernels 9², stride 1", ({"atoms": 4, "channels": 1, "size": 9},), 1, image, 1),
-        Case(f"{image}², two layers", ({"atoms": 16, **tile, "stride": 4}, second), 1, image, 1),
-        Case(f"{batch} × 3×32², 96 kernels 8², stride 8", ({"atoms": 96, **three, "stride": 8},), 4, 32, batch),
-        Case(f"{batch} × 3×32², 16 kernels 8², stride 4", ({"atoms": 16, **three, "stride": 4},), 2, 32, batch),
-        Case(f"{batch} × 3×32², two layers", ({"atoms": 16, **three, "stride": 4}, second), 1, 32, batch),
-    ]
-
-
-def draw(case: Case) -> Drawn:
-    """Return signals of the class: the deepest codes at places so far apart that no stripe holds two of them."""
-    import torch
-
-    import deep_sparse_coding as dsc
-
-    model = case.model()
-    exact = dsc.Cascade([layer.cast(torch.float64) for layer in model.layers])
-    rng = torch.Generator().manual_seed(0)
-    apart = 1
-    for layer in exact.layers:
-        apart *= layer.stride[0]
-    deepest, grid = exact.layers[-1], case.size // apart
-    step = 2 * deepest.lags[0] + 1
-    codes = torch.zeros(case.batch, deepest.atoms, grid, grid, dtype=torch.float64)
-    for image in codes:
-        for row in range(0, grid - step + 1, step):
-            for column in range(0, grid - step + 1, step):
-                where = torch.randperm(deepest.atoms, generator=rng)[: case.sparsity]
-                sizes = 0.5 + 0.5 * torch.rand(case.sparsity, generator=rng, dtype=torch.float64)
-                image[where, row, column] = sizes * (2.0 * torch.randint(0, 2, sizes.shape, generator=rng) - 1)
-    every = [codes]
-    for layer in reversed(exact.layers[1:]):
-        every.insert(0, layer.synthesize(every[0]))
-    with torch.no_grad():
-        signal = exact.layers[0].synthesize(every[0]).float()
-    pairs = list(zip(exact.layers, every, strict=True))
-    limits: dict[str, Any] = {
-        "sparsity": tuple(int(dsc.stripe_sparsity(d, x).max()) for d, x in pairs),
-        "amplitude": tuple(max(1.0, float(x.detach().abs().max()) * (1 + 1e-9)) for _, x in pairs),
-    }
-    if len(pairs) > 1:
-        from deep_sparse_coding.dictionaries import place_sparsity
-
-        counts = [int(place_sparsity(d, x).max()) for d, x in zip(exact.layers[1:], every[:-1], strict=True)]
-        limits["place_sparsity"] = tuple(counts)
-    return Drawn(case, model, signal.detach(), tuple(x.detach() for x in every), limits)
-
-
-def true_error(drawn: Drawn, codes: Any) -> float:
-    """Return ``‖x - x*‖_∞`` of the deepest codes."""
-    return float((codes.double() - drawn.codes[-1]).abs().max())
-
-
 # ---------------------------------------------------------------------- networks
 
 
@@ -151,24 +65,37 @@ def networks(drawn: Drawn) -> tuple[list[Method], list[Network]]:
     import deep_sparse_coding as dsc
 
     found, facts = [], []
-    strategies = ("layerwise", "interleaved") if len(drawn.codes) > 1 else ("layerwise",)
-    for strategy in strategies:
+    cascade = len(drawn.codes) > 1
+    for strategy in ("layerwise", "interleaved", "effective atoms") if cascade else ("layerwise",):
         for weights in ("atoms", "pseudo-inverse", "best"):
-            for split in (None, 3):
-                options: dict[str, Any] = {"strategy": strategy, "weights": weights, "max_kernel": split}
+            whole = math.inf
+            for split in (None, 3) if weights == "atoms" else (None,):
+                options: dict[str, Any] = {"weights": weights, "max_kernel": split}
+                model, limits, scale = drawn.model, {**drawn.limits, "strategy": strategy}, None
+                if strategy == "effective atoms":
+                    model, scale = effective(drawn.model)
+                    limits = {"sparsity": drawn.limits["sparsity"][-1], "amplitude": float(scale.max())}
+                    options["target_error"] = TARGET * float(scale.min())
                 name = f"{strategy}, {weights}{', 3×3' if split else ''}"
                 try:
-                    make = partial(dsc.to_cnn, drawn.model, target_error=TARGET, **options, **drawn.limits)
+                    make = partial(dsc.to_cnn, model, **{"target_error": TARGET, **options, **limits})
                     net, seconds = clocked(make)
                 except dsc.DSCError as error:
                     found.append(Method(name, None, ours=True, note=str(error).split(";")[0]))
                     continue
                 plan = net.plan
                 count = plan.multiply_adds(drawn.case.size)
-                known = Network(name, seconds, net.error_bound, plan.steps, plan.parameters, count)
+                if split is None:
+                    whole = count
+                elif count > WORTH * whole:
+                    note = f"not timed: {count / whole:.0f} times the multiply-adds of whole kernels"
+                    found.append(Method(name, None, ours=True, note=note))
+                    continue
+                bound = net.error_bound / (1.0 if scale is None else float(scale.min()))
+                known = Network(name, seconds, bound, plan.steps, plan.parameters, count)
                 for last in (False, True):
                     label = f"{name}, channels last" if last else name
-                    method, error = _timed(label, net, drawn, channels_last=last)
+                    method, error = _timed(label, net, drawn, scale, channels_last=last)
                     found.append(method)
                     facts.append(_by_digit(replace(known, method=label), error))
     made = [(m, f) for m, f in zip([m for m in found if m.call is not None], facts, strict=True) if m.reached]
@@ -178,7 +105,7 @@ def networks(drawn: Drawn) -> tuple[list[Method], list[Network]]:
         compiled, seconds = None, 0.0
         try:
             fused: Any = torch.compile(call.args[0], dynamic=False)
-            compiled = partial(_codes, fused, call.args[1])
+            compiled = partial(_codes, fused, *call.args[1:])
             _, seconds = clocked(compiled)
         except Exception as error:  # the compiler's errors have no common class, and it may be missing
             found.append(Method("torch.compile", None, ours=True, note=str(error).splitlines()[0][:80]))
@@ -190,14 +117,15 @@ def networks(drawn: Drawn) -> tuple[list[Method], list[Network]]:
     return found, facts
 
 
-def _codes(net: Any, signal: Any) -> Any:
+def _codes(net: Any, signal: Any, scale: Any) -> Any:
     import torch
 
     with torch.inference_mode():
-        return net(signal)
+        codes = net(signal)
+        return codes if scale is None else codes / scale
 
 
-def _timed(name: str, net: Any, drawn: Drawn, *, channels_last: bool) -> tuple[Method, float]:
+def _timed(name: str, net: Any, drawn: Drawn, scale: Any, *, channels_last: bool) -> tuple[Method, float]:
     import copy
 
     import torch
@@ -206,7 +134,7 @@ def _timed(name: str, net: Any, drawn: Drawn, *, channels_last: bool) -> tuple[M
     if channels_last:
         net = copy.deepcopy(net).to(memory_format=torch.channels_last)
         signal = signal.to(memory_format=torch.channels_last)
-    method = _method(name, partial(_codes, net, signal), drawn)
+    method = _method(name, partial(_codes, net, signal, scale), drawn)
     return method, method.error if method.error is not None else math.inf
 
 
@@ -234,19 +162,13 @@ def _by_digit(network: Network, error: float) -> Network:
 
 def solvers(drawn: Drawn, options: Options) -> list[Method]:
     """Return this library's solvers, each with the loosest tolerance of the list that reaches the error."""
-    import torch
-
     import deep_sparse_coding as dsc
 
     model = drawn.model
-    atoms = model.effective().detach()
-    norms = torch.linalg.vector_norm(atoms.flatten(1), dim=1)
-    stride = math.prod(layer.stride[0] for layer in model.layers)
-    whole = dsc.ConvDictionary(atoms / norms.reshape(-1, 1, 1, 1), stride=stride, boundary="circular")
-    scale = norms.reshape(1, -1, 1, 1)
+    whole, scale = effective(model)
 
     def single(solver: Any, tol: float, share: float) -> Any:
-        problem = dsc.Lasso(whole, share * TARGET * float(norms.min()))
+        problem = dsc.Lasso(whole, share * TARGET * float(scale.min()))
         return dsc.solve(problem, drawn.signal, solver, tol=tol, max_steps=5000, on_failure="ignore").codes / scale
 
     def layered(tol: float, share: float) -> Any:
@@ -260,7 +182,7 @@ def solvers(drawn: Drawn, options: Options) -> list[Method]:
         ways["solve, layer after layer"] = layered
     for name, solver in (("coordinate descent", dsc.ConvCoordinateDescent()), ("FISTA", dsc.FISTA())):
         ways[f"solve, {name}"] = partial(single, solver)
-    if stride >= whole.kernel_size[0]:
+    if whole.stride[0] >= whole.kernel_size[0]:
         ways["solve, patches as vectors"] = partial(_by_patch, whole, drawn.signal, scale)
     found = []
     for name, way in ways.items():
@@ -287,17 +209,19 @@ def _by_patch(whole: Any, signal: Any, scale: Any, tol: float, share: float) -> 
 # ---------------------------------------------------------------------- SPORCO
 
 
-def sporco(drawn: Drawn) -> Method:
+def sporco(drawn: Drawn, options: Options) -> Method:
     """Return SPORCO's ADMM with the ρ of the sweep that reaches the error in the fewest steps."""
     if not installed("sporco"):
         return missing("SPORCO ADMM", "sporco")
     best: tuple[int, float] | None = None
     lam = SHARES[0] * TARGET
     for rho in RHOS:
+        if best is not None and time.monotonic() > options.deadline:
+            break
         solver, read = _sporco(drawn, lam, rho * lam, 1)
         done, most = 1, MOST if best is None else best[0] - 1
         while done < most:
-            part = min(5, most - done)
+            part = min(2, most - done)
             solver.opt["MaxMainIter"] = part
             solver.solve()
             done += part
@@ -319,13 +243,11 @@ def _sporco(drawn: Drawn, lam: float, rho: float, steps: int) -> tuple[Any, Call
     """Return a solver that ran for some steps, and what reads its codes on the grid."""
     import numpy as np
     import torch
-    from sporco.admm import cbpdn
+    from sporco.admm import cbpdn  # type: ignore[import-not-found]
 
-    model = drawn.model
-    atoms = model.effective().detach()
-    norms = torch.linalg.vector_norm(atoms.flatten(1), dim=1)
-    stride = math.prod(layer.stride[0] for layer in model.layers)
-    kernels = (atoms / norms.reshape(-1, 1, 1, 1)).permute(2, 3, 1, 0).numpy()
+    whole, scale = effective(drawn.model)
+    stride = whole.stride[0]
+    kernels = whole.kernels.detach().permute(2, 3, 1, 0).numpy()
     images = drawn.signal.permute(2, 3, 1, 0).numpy()
     closed = np.full((*images.shape[:2], 1, 1, 1), 1e4, np.float32)
     closed[::stride, ::stride] = 1.0
@@ -336,7 +258,7 @@ def _sporco(drawn: Drawn, lam: float, rho: float, steps: int) -> tuple[Any, Call
             "RelStopTol": 1e-12,
             "DataType": np.float32,
             "rho": rho,
-            "AutoRho": {"Enabled": True},
+            "AutoRho": {"Enabled": False},
             "FastSolve": True,
             "L1Weight": closed,
         }
@@ -346,7 +268,7 @@ def _sporco(drawn: Drawn, lam: float, rho: float, steps: int) -> tuple[Any, Call
 
     def read(run: Any) -> Any:
         codes = torch.from_numpy(np.asarray(run.getcoef()))[::stride, ::stride, 0]
-        return codes.permute(2, 3, 0, 1) / norms.reshape(1, -1, 1, 1)
+        return codes.permute(2, 3, 0, 1) / scale
 
     return solver, read
 
@@ -358,7 +280,7 @@ def compare(case: Case, options: Options) -> tuple[Work, list[Network]]:
     """Find every method's setting on one case, and time them in turns."""
     drawn = draw(case)
     nets, facts = networks(drawn)
-    methods = [*nets, *solvers(drawn, options), sporco(drawn)]
+    methods = [*nets, *solvers(drawn, options), sporco(drawn, options)]
     work = Work(case.name, "true error", TARGET, case.batch, (Ask(ASKED),), race(methods, options))
     return work, facts
 
@@ -368,21 +290,22 @@ def lines(work: Work, facts: list[Network]) -> Iterator[str]:
     known = {fact.method: fact for fact in facts}
     yield f"{work.name}: true error at most {work.target:g}"
     yield (
-        f"  {'method':<46} {'setting':<24} {'ms':>9} {'error':>8} {'bound':>8} {'compile s':>9} {'steps':>7} "
-        f"{'param.':>9} {'Mult-adds':>9} {'p./digit':>9} {'M./digit':>9}"
+        f"  {'method':<46} {'setting':<24} {'ms':>9} {'CPU ms':>9} {'error':>8} {'bound':>8} {'compile s':>9} "
+        f"{'steps':>7} {'param.':>9} {'Mult-adds':>9} {'p./digit':>9} {'M./digit':>9}"
     )
     for entry in work.entries:
         if entry.seconds is None or entry.error is None:
             yield f"  {entry.method:<46} {entry.note}"
             continue
-        line = f"  {entry.method:<46} {entry.setting:<24} {1e3 * entry.seconds:>9.3f} {entry.error:>8.1e}"
+        line = f"  {entry.method:<46} {entry.setting:<24} {1e3 * entry.seconds:>9.3f}"
+        line += f" {1e3 * (entry.cpu_seconds or 0.0):>9.3f} {entry.error:>8.1e}"
         fact = known.get(entry.method)
         if fact is not None:
             cost = f" {fact.bound:>8.1e} {fact.compile_seconds:>9.2f} {'+'.join(map(str, fact.steps)):>7}"
             line += f"{cost} {fact.parameters:>9.3g} {fact.multiply_adds:>9.3g}"
             if fact.parameters_per_digit is not None and fact.multiply_adds_per_digit is not None:
                 line += f" {fact.parameters_per_digit:>9.3g} {fact.multiply_adds_per_digit:>9.3g}"
-        yield f"{line} {entry.note}"
+        yield f"{line} {entry.note}".rstrip()
     yield f"  {verdict(work, known)}"
 
 
@@ -397,6 +320,11 @@ def verdict(work: Work, known: dict[str, Network]) -> str:
     net, best = (min(some, key=_seconds) for some in (nets, ours))
     ratio = _seconds(best) / _seconds(net)
     told = f"{net.method}: {ratio:.1f} times as fast as {best.method} ({ASKED:g} asked)"
+    if net.cpu_seconds and best.cpu_seconds:
+        told += f", {best.cpu_seconds / net.cpu_seconds:.1f} by processor time"
+    if ratio < ASKED:
+        count = known[net.method].multiply_adds
+        told += f"; missed: its {count:.2g} multiply-adds a signal go everywhere, the solver visits non-zero codes only"
     if peers:
         told += f", {_seconds(min(peers, key=_seconds)) / _seconds(net):.0f} times as fast as SPORCO"
     return told
@@ -427,9 +355,9 @@ def main() -> None:
         work, facts = compare(case, options)
         print("\n".join(lines(work, facts)), "\n", flush=True)
         rows.append({**work.to_json(), "networks": [asdict(fact) for fact in facts]})
-    if given.json:
-        told = {"threads": given.threads, "python": sys.version, "torch": torch.__version__, "target": TARGET}
-        given.json.write_text(json.dumps({**told, "rows": rows}, indent=1))
+        if given.json:
+            told = {"threads": given.threads, "python": sys.version, "torch": torch.__version__, "target": TARGET}
+            given.json.write_text(json.dumps({**told, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

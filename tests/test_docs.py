@@ -13,12 +13,21 @@ import deep_sparse_coding as dsc
 
 DOCS = Path(__file__).parent.parent / "docs"
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
-PAGES = ["how-to-choose-a-solver.md", "did-it-converge.md", "how-to-read-a-guarantee.md"]
+PAGES = [
+    "how-to-choose-a-solver.md",
+    "did-it-converge.md",
+    "how-to-read-a-guarantee.md",
+    "sparse-training.md",
+    "sparse-inference.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_runs_from_top_to_bottom(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_runs_from_top_to_bottom(
+    page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # for the pages that write files
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) >= 4
     names: dict[str, object] = {}

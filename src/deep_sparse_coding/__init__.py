@@ -36,6 +36,7 @@ from .guarantees import certify as certify
 from .learning import LearningHistory as LearningHistory
 from .learning import LearningProgress as LearningProgress
 from .learning import LearningResult as LearningResult
+from .learning import OnlineLearner as OnlineLearner
 from .learning import contrast_normalize as contrast_normalize
 from .learning import learn as learn
 from .networks import CompiledCNN as CompiledCNN
@@ -91,3 +92,7 @@ from .sparsity import ActivationPenalty as ActivationPenalty
 from .sparsity import LayerSparsity as LayerSparsity
 from .sparsity import Probe as Probe
 from .sparsity import SparsityReport as SparsityReport
+from .sparsity import TargetSparsity as TargetSparsity
+from .sparsity import measure_sparsity as measure_sparsity
+from .sparsity import multiply_adds as multiply_adds
+from .sparsity import sparse_inference as sparse_inference

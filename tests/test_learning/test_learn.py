@@ -99,7 +99,7 @@ def test_objective_falls_for_every_kind(seed: int) -> None:
     boundary = ("valid", "circular")[seed % 2]
     lam = 0.2 * float(data.abs().max())
     assert_sound(learn(data, 5, size=4, stride=2, boundary=boundary, lam=lam, epochs=4, seed=seed, batch=2, steps=5))
-    assert_sound(learn(data[:, 0, 0], 8, lam=lam, epochs=4, seed=seed, batch=2, steps=5))
+    assert_sound(learn(data[:, 0].flatten(0, 1), 8, lam=lam, epochs=4, seed=seed, batch=40, steps=5))
 
 
 def test_history_states_the_objective_of_the_codes_it_ended_with() -> None:
@@ -189,7 +189,9 @@ def test_a_list_of_images_is_the_tensor() -> None:
 
 def test_more_atoms_than_different_pieces() -> None:
     data = torch.ones(3, 4, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)[:, None]
-    assert_sound(learn(data, 5, lam=0.1, epochs=3, seed=0))
+    with pytest.warns(dsc.DSCWarning, match="3 samples and atoms is 5"):
+        result = learn(data, 5, lam=0.1, epochs=3, seed=0)
+    assert_sound(result)
 
 
 def test_blank_images_among_others_do_no_harm() -> None:
@@ -210,7 +212,7 @@ def test_data_may_be_noncontiguous_and_require_grad() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"images": torch.zeros(2, 1, 9, 9, dtype=torch.uint8)}, DtypeError, r"torch.uint8.*images.float\(\) / 255"),
+        ({"images": torch.zeros(2, 1, 9, 9, dtype=torch.complex64)}, DtypeError, "complex64"),
         ({"images": images().half()}, DtypeError, "float16.*half precision"),
         ({"images": images().numpy()}, DtypeError, "ndarray.*torch.as_tensor"),
         ({"images": torch.full((2, 1, 9, 9), 3.0)}, ParameterError, "every image is constant"),
@@ -222,7 +224,7 @@ def test_data_may_be_noncontiguous_and_require_grad() -> None:
         ({"images": images(), "size": None}, ShapeError, r"expected \(n, d\) since size is None"),
         ({"images": images()[:0]}, ShapeError, "at least one sample"),
         ({"images": []}, ShapeError, "empty list"),
-        ({"images": [torch.zeros(1, 9, 9), torch.zeros(1, 8, 9)]}, ShapeError, "2 shapes.*common size"),
+        ({"images": [torch.zeros(1, 9, 9), torch.zeros(2, 9, 9)]}, ShapeError, "same number of axes and of channels"),
         ({"images": [[1.0]]}, DtypeError, r"images\[0\] is a list"),
         ({"lam": 1e4}, ParameterError, "leaves every code zero.*smaller lam"),
         ({"lam": (0.4, 1e4), "atoms": (3, 3), "size": (5, 3)}, ParameterError, "lam of layer 2 is 10000"),
@@ -264,8 +266,8 @@ def test_encode_refuses_what_does_not_fit_and_reports_what_is_not_finite() -> No
     result = learn(data, 3, size=5, lam=0.4, epochs=2, seed=0)
     with pytest.raises(ShapeError, match="channel"):
         result.encode(data.expand(-1, 2, -1, -1))
-    with pytest.raises(DtypeError, match="uint8"):
-        result.encode(torch.zeros(1, 1, 9, 9, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match=r"2 shapes.*common size"):
+        result.encode([torch.zeros(1, 9, 9), torch.zeros(1, 8, 9)])
     broken = data[:2].clone()
     broken[0] = math.nan
     with pytest.warns(dsc.DSCWarning, match="NaN"):

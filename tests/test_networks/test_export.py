@@ -81,6 +81,30 @@ def test_all_layers_of_an_unfolded_joint_network(tmp_path: Path) -> None:
         assert torch.allclose(have, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dense", "circular", "cascade"])
+def test_transformers_keep_the_batch_free(tmp_path: Path, kind: str) -> None:
+    ring = "circular" if kind == "circular" else "valid"
+    conv = dsc.ConvDictionary.low_coherence(atoms=8, channels=1, size=8, stride=4, boundary=ring, seed=0)
+    second = dsc.ConvDictionary.low_coherence(atoms=6, channels=8, size=3, nonzeros=3, seed=0)
+    if kind == "dense":
+        net = dsc.to_transformer(dsc.DenseDictionary.low_coherence(24, 32, seed=0), sparsity=1, steps=2)
+        event: tuple[int, ...] = (24,)
+    else:
+        model = dsc.Cascade([conv, second]) if kind == "cascade" else conv
+        net = dsc.to_transformer(model, size=20, sparsity=1, steps=1)
+        event = (1, 20, 20)
+    path = tmp_path / "codes.onnx"
+    assert export_onnx(net, path, example=normal(2, *event)) <= 1e-5
+    assert axes(path) == ["batch", *event]
+    for batch in (1, 5):
+        signal = normal(batch, *event, seed=batch)
+        (codes,) = run(path, signal)
+        want = net(signal)
+        assert codes.shape == want.shape
+        assert bool(want.any())
+        assert float((codes - want).abs().max()) <= 1e-5 * float(want.abs().max())
+
+
 class Fixed(nn.Module):
     """Takes one shape only."""
 

@@ -132,6 +132,28 @@ def test_codes_are_those_of_the_cnn_up_to_softmax(strategy: str, dtype: torch.dt
         assert len(part.plan.layers) == depth
 
 
+@pytest.mark.parametrize("strategy", ["layerwise", "interleaved"])
+def test_a_vector_is_one_token_and_attention_exact(strategy: str) -> None:
+    model = dsc.Cascade(
+        [dsc.DenseDictionary.random(9, 7, seed=0, dtype=F64), dsc.DenseDictionary.random(7, 5, seed=1, dtype=F64)]
+    )
+    net = to_transformer(model, sparsity=1, steps=3, strategy=strategy, nonnegative=(False, True))
+    assert (net.plan.tokens, net.plan.heads) == (1, 1)
+    assert [layer.softmax_error for layer in net.plan.layers] == [0.0, 0.0]
+    signal = torch.randn(4, 9, dtype=F64, generator=torch.Generator().manual_seed(0))
+    expected = recursion(net, model, signal)
+    for codes, estimate in zip(expected, net.codes_by_depth(signal), strict=True):
+        assert codes.shape == estimate.codes.shape
+        assert float((codes - estimate.codes).abs().max()) <= 1e-12
+    codes = net(signal)
+    assert torch.equal(net(signal.reshape(2, 2, 9)), codes.reshape(2, 2, 5))
+    assert torch.allclose(net(signal[0]), codes[0], atol=1e-14)
+    assert not any("stripe" in sentence or "size" in sentence for sentence in net.plan.hypotheses)
+    assert "stripe" not in str(net.plan)
+    with pytest.raises(ShapeError, match=r"signal has shape \(4, 8\); expected \(\*batch, 9\)"):
+        net(signal[:, :8])
+
+
 def test_entries_past_the_last_atom_are_left_unread_as_the_cnn_does(model: dsc.Cascade) -> None:
     net = to_transformer(model, size=(34, 29), sparsity=(3, 1), target_error=1e-2)
     assert (net.plan.layers[0].grid, net.plan.layers[1].grid) == ((7, 6), (3, 2))
@@ -236,8 +258,10 @@ def test_it_can_be_exported(model: dsc.Cascade, net: CompiledTransformer) -> Non
 
 def test_what_cannot_be_compiled_is_refused(model: dsc.Cascade, net: CompiledTransformer) -> None:
     size = net.plan.size
-    with pytest.raises(UnsupportedError, match=r"a vector has no positions .* use dsc\.to_cnn"):
+    with pytest.raises(ParameterError, match=r"size is 8; expected None: the model is dense"):
         to_transformer(dsc.DenseDictionary.random(8, 4, seed=0), size=8, sparsity=1)
+    with pytest.raises(ParameterError, match=r"size is None; expected the signals' spatial size"):
+        to_transformer(model, sparsity=1)
     first, second = model.layers
     assert isinstance(first, dsc.ConvDictionary)
     assert isinstance(second, dsc.ConvDictionary)

@@ -10,7 +10,7 @@ from torch import nn
 
 from deep_sparse_coding.errors import NameMatchError, ParameterError
 from deep_sparse_coding.sparsity import select
-from deep_sparse_coding.sparsity.selection import match_settings
+from deep_sparse_coding.sparsity.watching.selection import match_settings
 
 
 class Net(nn.Module):

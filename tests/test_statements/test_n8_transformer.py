@@ -307,6 +307,20 @@ def test_rounding_in_single_precision_is_inside_the_bound_where_little_else_is()
     check(net, sample.signal, sample.codes, slack=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(("atoms", "sparsity"), [(8, 2), (8, 3), (30, 10)])
+def test_dense_blocks_attain_their_bound(atoms: int, sparsity: int, dtype: torch.dtype) -> None:
+    # The simplex, turned so that nothing is exact: every step meets thresholds with equality, down to rounding.
+    turn = torch.linalg.qr(normal(atoms, atoms, generator=rng(atoms + sparsity))).Q
+    dictionary = dsc.DenseDictionary((turn @ (torch.eye(atoms, dtype=F64) - 1 / atoms)).to(dtype), normalize=True)
+    truth = torch.zeros(1, atoms, dtype=dtype)
+    truth[0, :sparsity] = 1.0
+    net = to_transformer(dictionary, sparsity=sparsity, steps=40)
+    ratios = check(net, dictionary.synthesize(truth), (truth,), slack=1e-5 if dtype == torch.float32 else 1e-13)
+    assert min(ratios[:4]) >= (0.99 if dtype == torch.float32 else 0.999)
+    assert net.error_bound < (1e-3 if dtype == torch.float32 else 1e-5)
+
+
 def test_a_target_is_reached_or_refused() -> None:
     model = cascade(1, "valid", torch.float32)
     size = model.layers[0].signal_shape(model.layers[1].signal_shape((4,))[1:])[1:]

@@ -102,3 +102,36 @@ def correlate_signal(
                     y2 = (p2 * stride[2] + u2) % n2
                     for c in range(channels):
                         out[i, u0, u1, u2, c] += value * signal[sample, y0, y1, y2, c]
+
+
+@njit(cache=True)
+def multiply_codes(
+    index: NDArray[np.int64],
+    values: NDArray[np.float64],
+    signal: NDArray[np.floating],
+    gram: NDArray[np.float64],
+    cross: NDArray[np.float64],
+) -> None:
+    """Add ``Σ x xᵀ`` to `gram` and ``Σ x yᵀ`` to `cross`.
+
+    Args:
+        index: ``sample·atoms + atom`` of every non-zero, rising.
+        values: x.
+        signal: ``(samples, d)``.
+        gram: ``(atoms, atoms)``.
+        cross: ``(atoms, d)``.
+    """
+    atoms, d = cross.shape
+    begin = 0
+    while begin < len(index):
+        sample = index[begin] // atoms
+        end = begin
+        while end < len(index) and index[end] // atoms == sample:
+            end += 1
+        for t in range(begin, end):
+            i, value = index[t] - sample * atoms, values[t]
+            for u in range(begin, end):
+                gram[i, index[u] - sample * atoms] += value * values[u]
+            for k in range(d):
+                cross[i, k] += value * signal[sample, k]
+        begin = end

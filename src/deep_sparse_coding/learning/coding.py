@@ -1,4 +1,4 @@
-"""Sparse codes on the way: some steps of FISTA from codes at hand, never to a worse objective."""
+"""Sparse codes on the way: coordinate descent, or some steps of FISTA, from codes at hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deep_sparse_coding.dictionaries import ConvDictionary, DenseDictionary, Dic
 from deep_sparse_coding.dictionaries.random import generator
 from deep_sparse_coding.problems import Lasso, StandardForm
 from deep_sparse_coding.problems.base import form_objective
-from deep_sparse_coding.solvers import FISTA
+from deep_sparse_coding.solvers import FISTA, ConvCoordinateDescent, CoordinateDescent
 from deep_sparse_coding.solvers.proximal import FISTAState
 
 # Power iteration on a small grid sees less than the whole norm; steps too long are caught by the objective.
@@ -21,27 +21,51 @@ _ROUNDING = 1e-5
 
 
 class Coder:
-    """Improves codes of one layer by FISTA, with a step length that follows the dictionary as it is learned.
+    """Improves codes of one layer: compiled coordinate descent where it runs, else FISTA.
 
-    A proved bound of ‖D‖ costs more than the steps it is for, so the norm is followed by a few power iterations from
-    the vector of the last time. A sample whose objective has risen keeps its old codes, and the next steps are shorter.
+    FISTA's step length follows the dictionary as it is learned: a proved bound of ‖D‖ costs more than the steps it is
+    for, so the norm is followed by a few power iterations from the vector of the last time. A sample whose objective
+    has risen keeps its old codes, and the next steps are shorter.
 
     Args:
         lam: The weight of the ℓ1 norm.
         nonnegative: Hold the codes at or above zero.
         seed: Of the first vector of the power iteration.
+        tol: The relative gap at which coordinate descent leaves a sample; 0 has FISTA at work everywhere.
     """
 
-    def __init__(self, lam: float, nonnegative: bool, seed: int) -> None:
-        self.lam, self.nonnegative = lam, nonnegative
+    def __init__(self, lam: float, nonnegative: bool, seed: int, tol: float = 0.0) -> None:
+        self.lam, self.nonnegative, self.tol = lam, nonnegative, tol
         self._vector: Tensor | None = None
         self._caution = 1.0
         self._seed = seed
 
-    def improve(self, dictionary: Dictionary, signal: Tensor, start: Tensor | None, steps: int) -> Tensor:
-        """Return codes ``(samples, atoms, ...)`` after `steps` steps from `start` (zeros if None)."""
-        form = Lasso(dictionary, self.lam, nonnegative=self.nonnegative).form(signal)
+    def state(self) -> tuple[Tensor | None, float]:
+        """Return what changes from call to call, for a checkpoint."""
+        return self._vector, self._caution
+
+    def restore(self, vector: Tensor | None, caution: float) -> None:
+        """Go on from what `state` returned."""
+        self._vector, self._caution = vector, caution
+
+    def improve(
+        self, dictionary: Dictionary, signal: Tensor, start: Tensor | None, steps: int, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return codes ``(samples, atoms, ...)`` after at most `steps` steps from `start` (zeros if None).
+
+        Args:
+            dictionary: D.
+            signal: ``(samples, channels, ...)``.
+            start: Codes to begin from.
+            steps: Steps of FISTA, or rounds of coordinate descent, which stop at the gap.
+            mask: 1 where the signal was observed, in its shape.
+        """
+        form = Lasso(dictionary, self.lam, nonnegative=self.nonnegative, mask=mask).form(signal)
         begin = form.zeros() if start is None else (start,)
+        if self.tol > 0:
+            for solver in (CoordinateDescent(rounds=steps), ConvCoordinateDescent(rounds=steps)):
+                if solver.refuse(form) is None:
+                    return solver.step(form, solver.init(form, begin, self.tol)).codes[0]  # type: ignore[arg-type]
         before = self._objective(form, begin[0])
         codes = self._run(form, dictionary, begin[0], steps)
         after = self._objective(form, codes)

@@ -1,164 +1,104 @@
-"""One layer: codes and atoms in turn, part of the data by part, the objective falling all the way."""
+"""One layer: codes and atoms in turn, part of the data by part, in batch or online."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deep_sparse_coding.dictionaries import ConvDictionary, Dictionary
-from deep_sparse_coding.errors import DSCWarning
+from deep_sparse_coding.errors import ParameterError
 
 from .coding import Coder
-from .initial import worst_pieces
+from .engine import Engine, Part, Settings, keep
 from .recenter import move_codes, proposed_moves
 from .statistics import SparseCodes, Statistics, gather
-from .updates import from_rows, lag_table, objective, project_atoms, to_rows, update_atoms
-
-# Statistics of parts are kept up to this many bytes, beyond that computed again from the codes.
-_KEPT_BYTES = 1 << 29
-# The first codes of a part begin at zero and get this many times the steps.
-_COLD = 2
-# An objective that has risen by more than this share is more than rounding.
-_RISE = 1e-5
-
-
-@dataclass
-class Part:
-    """Some samples: their signal, and what was last known of their codes.
-
-    Attributes:
-        source: The signal ``(samples, ...)``, or the sparse codes of the layer below.
-        codes: This layer's codes.
-        statistics: Of signal and codes, where they are kept.
-    """
-
-    source: Tensor | SparseCodes
-    codes: SparseCodes | None = None
-    statistics: Statistics | None = None
-
-    def signal(self) -> Tensor:
-        """Return the signal ``(samples, channels, ...)``."""
-        return self.source if isinstance(self.source, Tensor) else self.source.dense()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a layer is learned; see `learn` for the meaning."""
-
-    lam: float
-    epochs: int
-    steps: int
-    sweeps: int
-    nonnegative: bool
-    nonnegative_atoms: bool
-    seed: int
-
-
-@dataclass
-class LayerRecord:
-    """What every epoch left: objective over the data, share of non-zeros, atoms replaced, seconds since the start."""
-
-    objective: list[float] = field(default_factory=list)
-    density: list[float] = field(default_factory=list)
-    replaced: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-
-EpochCallback = Callable[[int, float, float], None]
+from .updates import from_rows, objective, project_atoms
+from .watch import Epoch, Watch
 
 
 def learn_layer(
-    parts: list[Part], dictionary: Dictionary, settings: Settings, rng: torch.Generator, callback: EpochCallback | None
-) -> tuple[Dictionary, LayerRecord, tuple[int, ...]]:
+    parts: list[Part], engine: Engine, rng: torch.Generator, watch: Watch, save: Callable[[], None]
+) -> None:
     """Learn one dictionary; the parts keep their last codes.
 
-    The objective ``Σ ½‖y - D x‖² + lam‖x‖₁`` over all data is lowered in turn in the codes of one part and in the
-    atoms, which see every part through its statistics: an epoch holds as many dictionary updates as there are parts,
-    and no step can raise the objective. In the first epoch the atoms follow the parts seen so far.
+    In batch, the objective ``Σ ½‖y - D x‖² + lam‖x‖₁`` over all data is lowered in turn in the codes of one part and in
+    the atoms, which see every part through its statistics: an epoch holds as many dictionary updates as there are
+    parts, and no step can raise the objective. In the first epoch the atoms follow the parts seen so far. Online, old
+    statistics are not replaced but forgotten.
 
-    Returns:
-        The dictionary, what every epoch left, and the atoms that no code uses.
+    Args:
+        parts: The data, in memory.
+        engine: Where learning stands.
+        rng: Draws the order of the parts.
+        watch: Keeps the record and says when to end.
+        save: Called after every epoch.
 
-    Source: block coordinate descent; Mairal, Bach, Ponce & Sapiro 2009 for the statistics, whose old terms are here
-        replaced and not forgotten.
+    Source: block coordinate descent; Mairal, Bach, Ponce & Sapiro 2009 for the statistics.
     """
-    began = time.perf_counter()
-    table = lag_table(dictionary)
-    coder = Coder(settings.lam, settings.nonnegative, settings.seed)
-    rows = to_rows(dictionary)
-    total: Statistics | None = None
-    record = LayerRecord()
-    for epoch in range(settings.epochs):
-        for index in torch.randperm(len(parts), generator=rng).tolist():
-            total = _visit(parts[index], len(parts), dictionary, coder, settings, total)
-            rows = update_atoms(rows, total, table, sweeps=settings.sweeps, nonnegative=settings.nonnegative_atoms)
-            dictionary = from_rows(dictionary, rows)
-        assert total is not None
-        value = objective(rows, total, table)
-        if isinstance(dictionary, ConvDictionary) and 2 * (epoch + 1) <= settings.epochs:
-            found = _recenter(parts, dictionary, rows, coder, settings, total, table)
-            if found is not None and found.value < value:
-                rows, total, value = found.rows, found.total, found.value
-                dictionary = from_rows(dictionary, rows)
-                for part, codes, kept in zip(parts, found.codes, found.statistics, strict=True):
-                    part.codes, part.statistics = codes, kept
-        density = float(total.nonzeros.sum()) / max(total.entries, 1)
-        if record.objective and value > record.objective[-1] * (1 + _RISE):
-            warnings.warn(
-                f"the objective rose from {record.objective[-1]:.6g} to {value:.6g} in epoch {epoch + 1}, which only "
-                "rounding can do; expected it to fall: learn in float64 (dtype=torch.float64)",
-                DSCWarning,
-                stacklevel=3,
-            )
-        dead = (total.nonzeros == 0).nonzero().flatten().tolist()
-        # New atoms of the last epoch would never have met a code.
-        if dead and epoch + 1 < settings.epochs:
-            rows, replaced = _replace(rows, dead, parts, dictionary, settings.nonnegative_atoms)
-            dictionary = from_rows(dictionary, rows)
+    settings = engine.settings
+    while not watch.over:
+        order = torch.randperm(len(parts), generator=rng).tolist()
+        if settings.online:
+            epoch = online_epoch(engine, (parts[index] for index in order))
         else:
-            replaced = 0
-        record.objective.append(value)
-        record.density.append(density)
-        record.replaced.append(replaced)
-        record.seconds.append(time.perf_counter() - began)
-        if callback is not None:
-            callback(epoch + 1, value, density)
-    assert total is not None
-    return dictionary, record, tuple((total.nonzeros == 0).nonzero().flatten().tolist())
+            epoch = _batch_epoch(engine, parts, order, len(watch.record.objective))
+        watch.note(engine.dictionary, epoch)
+        if not settings.online and settings.rules.coherence >= 1:
+            watch.warn_of_rise()
+        watch.judge()
+        save()
+    engine.finish()
+
+
+def online_epoch(engine: Engine, parts: Iterable[Part]) -> Epoch:
+    """Let every part come by once."""
+    value = density = entries = 0.0
+    replaced = count = 0
+    for part in parts:
+        before = engine.rows
+        new = engine.learn_online(part)
+        value += objective(before, new, engine.table)
+        density += float(new.nonzeros.sum())
+        entries += new.entries
+        replaced += engine.revive(part)
+        count += 1
+    if not count:
+        raise ParameterError(
+            "the iterable of images gave no batch in this epoch; expected one that can be gone through once per epoch: "
+            "a DataLoader or a list rather than a generator, or epochs=1"
+        )
+    return Epoch(value, density / max(entries, 1.0), replaced)
+
+
+def _batch_epoch(engine: Engine, parts: list[Part], order: list[int], epoch: int) -> Epoch:
+    settings = engine.settings
+    for index in order:
+        engine.learn_in_batch(parts[index], len(parts))
+    assert engine.total is not None
+    value = engine.value(engine.total)
+    if isinstance(engine.dictionary, ConvDictionary) and 2 * (epoch + 1) <= settings.epochs:
+        found = _recenter(engine, engine.dictionary, parts, engine.total)
+        if found is not None and found.value < value:
+            value, engine.total = found.value, found.total
+            engine.set_rows(engine.dictionary, found.rows)
+            for part, codes, filled, kept in zip(parts, found.codes, found.filled, found.statistics, strict=True):
+                part.codes, part.filled, part.statistics = codes, filled, kept
+    density = float(engine.total.nonzeros.sum()) / max(engine.total.entries, 1)
+    dead = (engine.total.nonzeros == 0).nonzero().flatten().tolist()
+    # New atoms of the last epoch would never have met a code.
+    replaced = engine.replace(dead, parts) if dead and epoch + 1 < settings.epochs else 0
+    return Epoch(value, density, replaced)
 
 
 def refine(parts: list[Part], dictionary: Dictionary, settings: Settings, steps: int) -> None:
     """Bring the codes of all parts nearer to their optimum under the final atoms."""
-    coder = Coder(settings.lam, settings.nonnegative, settings.seed)
+    coder = Coder(settings.lam, settings.nonnegative, settings.seed, 0.1 * settings.tol)
     for part in parts:
         start = None if part.codes is None else part.codes.dense()
-        part.codes = SparseCodes.of(coder.improve(dictionary, part.signal(), start, steps))
-
-
-def _visit(
-    part: Part, parts: int, dictionary: Dictionary, coder: Coder, settings: Settings, total: Statistics | None
-) -> Statistics:
-    """Improve the codes of one part and return the statistics of all data with its terms replaced."""
-    signal, old = part.signal(), part.codes
-    if old is not None and total is not None:
-        total = total - (part.statistics or gather(dictionary, signal, old, settings.lam))
-    steps = settings.steps * (_COLD if old is None else 1)
-    codes = SparseCodes.of(coder.improve(dictionary, signal, None if old is None else old.dense(), steps))
-    new = gather(dictionary, signal, codes, settings.lam)
-    part.codes = codes
-    part.statistics = _kept(new, parts)
-    return new if total is None else total + new
-
-
-def _kept(statistics: Statistics, parts: int) -> Statistics | None:
-    """Return the statistics if those of all parts can be kept, else None."""
-    size = 8 * (statistics.gram.numel() + statistics.cross.numel()) * parts
-    return statistics if size <= _KEPT_BYTES else None
+        part.codes = SparseCodes.of(coder.improve(dictionary, part.signal(), start, steps, part.mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,53 +109,44 @@ class _Trial:
     rows: Tensor
     total: Statistics
     codes: list[SparseCodes]
+    filled: list[Tensor | None]
     statistics: list[Statistics | None]
 
 
-def _recenter(
-    parts: list[Part],
-    dictionary: ConvDictionary,
-    rows: Tensor,
-    coder: Coder,
-    settings: Settings,
-    total: Statistics,
-    table: Tensor,
-) -> _Trial | None:
+def _recenter(engine: Engine, dictionary: ConvDictionary, parts: list[Part], total: Statistics) -> _Trial | None:
     """Move the kernels that sit off center and improve the codes once; None where none does."""
-    known = [(part.signal(), part.codes) for part in parts if part.codes is not None]
-    own = total.gram[torch.arange(len(rows)), torch.arange(len(rows)), total.gram.shape[2] // 2]
-    steps, fresh = proposed_moves(dictionary, rows, own, known)
+    rows, rules = engine.rows, engine.settings.rules
+    steps, fresh = proposed_moves(dictionary, rows, own_energy(total), _signals_and_codes(parts))
     if not bool(steps.any()):
         return None
-    fresh = project_atoms(fresh, rows, settings.nonnegative_atoms)
+    fresh = project_atoms(fresh, rows, rules.nonnegative, rules.nonzeros)
     moved = from_rows(dictionary, fresh)
     codes: list[SparseCodes] = []
+    filled: list[Tensor | None] = []
     kept: list[Statistics | None] = []
     gathered: Statistics | None = None
-    for signal, old in known:
-        start = move_codes(old.dense(), steps, dictionary.boundary == "circular")
-        codes.append(SparseCodes.of(coder.improve(moved, signal, start, settings.steps)))
-        new = gather(moved, signal, codes[-1], settings.lam)
-        gathered = new if gathered is None else gathered + new
-        kept.append(_kept(new, len(parts)))
-    assert gathered is not None
-    fresh = update_atoms(fresh, gathered, table, sweeps=settings.sweeps, nonnegative=settings.nonnegative_atoms)
-    return _Trial(objective(fresh, gathered, table), fresh, gathered, codes, kept)
-
-
-def _replace(
-    rows: Tensor, dead: list[int], parts: list[Part], dictionary: Dictionary, nonnegative: bool
-) -> tuple[Tensor, int]:
-    """Return the atoms with those that no code uses replaced by what is explained worst: the objective stays."""
-    pieces: list[tuple[float, Tensor]] = []
     for part in parts:
         assert part.codes is not None
-        residual = part.signal() - dictionary.synthesize(part.codes.dense())
-        pieces += worst_pieces(dictionary, residual, len(dead), nonnegative)
-    pieces.sort(key=lambda pair: -pair[0])
-    rows = rows.clone()
-    replaced = 0
-    for i, (_, piece) in zip(dead, pieces, strict=False):
-        rows[i] = piece
-        replaced += 1
-    return rows, replaced
+        start = move_codes(part.codes.dense(), steps, dictionary.boundary == "circular")
+        dense = engine.coder.improve(moved, part.signal(), start, engine.settings.steps, part.mask)
+        codes.append(SparseCodes.of(dense))
+        filled.append(part.fill(moved, dense))
+        whole = filled[-1]
+        new = gather(moved, part.signal() if whole is None else whole, codes[-1], engine.settings.lam)
+        gathered = new if gathered is None else gathered + new
+        kept.append(keep(new, len(parts)))
+    assert gathered is not None
+    fresh = engine.moved(fresh, gathered)
+    return _Trial(objective(fresh, gathered, engine.table), fresh, gathered, codes, filled, kept)
+
+
+def own_energy(total: Statistics) -> Tensor:
+    """Return ``Σ x_i²`` per atom."""
+    atoms = torch.arange(len(total.gram))
+    return total.gram[atoms, atoms, total.gram.shape[2] // 2]
+
+
+def _signals_and_codes(parts: list[Part]) -> Iterator[tuple[Tensor, SparseCodes]]:
+    for part in parts:
+        if part.codes is not None:
+            yield part.target(), part.codes

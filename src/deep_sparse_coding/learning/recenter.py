@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,7 +18,7 @@ _GAIN = 1.002
 
 
 def proposed_moves(
-    dictionary: ConvDictionary, rows: Tensor, own: Tensor, signals: Sequence[tuple[Tensor, SparseCodes]]
+    dictionary: ConvDictionary, rows: Tensor, own: Tensor, signals: Iterable[tuple[Tensor, SparseCodes]]
 ) -> tuple[Tensor, Tensor]:
     """Return for every atom by how many code positions to move it, and the atoms after the move.
 

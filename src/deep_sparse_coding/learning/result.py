@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,6 +25,9 @@ class LearningProgress:
         epochs: How many this layer has.
         objective: ``Σ ½‖y - D x‖² + lam‖x‖₁`` over the training data.
         density: The share of code entries that are not zero.
+        heldout: The objective on held-out data; NaN if there are none.
+        seconds: Seconds since the layer was begun.
+        seconds_left: About how long the epochs to come will take, if those of deeper layers cost the same.
     """
 
     layer: int
@@ -32,6 +36,9 @@ class LearningProgress:
     epochs: int
     objective: float
     density: float
+    heldout: float = math.nan
+    seconds: float = 0.0
+    seconds_left: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,16 +46,21 @@ class LearningHistory:
     """How learning went: one tuple per layer, with one entry per epoch.
 
     Attributes:
-        objective: ``Σ ½‖y - D x‖² + lam‖x‖₁`` over the training data at the end of the epoch; it falls.
+        objective: ``Σ ½‖y - D x‖² + lam‖x‖₁`` over the training data: in batch at the end of the epoch, where it
+            falls; online summed up as the samples came by, each under the atoms of its time.
         density: The share of code entries that are not zero.
         replaced: Atoms that no code used and that were replaced after the epoch.
         seconds: Seconds since the layer was begun.
+        heldout: The objective on held-out data, codes solved for; empty without such data.
+        joint: The joint objective over all layers before and after every epoch of joint refinement; it falls.
     """
 
     objective: tuple[tuple[float, ...], ...]
     density: tuple[tuple[float, ...], ...]
     replaced: tuple[tuple[int, ...], ...]
     seconds: tuple[tuple[float, ...], ...]
+    heldout: tuple[tuple[float, ...], ...] = ()
+    joint: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         lines = []
@@ -58,6 +70,10 @@ class LearningHistory:
                 f"{100 * self.density[j][-1]:.2f} % non-zeros · {sum(self.replaced[j])} atoms replaced · "
                 f"{self.seconds[j][-1]:.1f} s"
             )
+            if self.heldout and self.heldout[j]:
+                lines[-1] += f" · held out {self.heldout[j][0]:.5g} → {self.heldout[j][-1]:.5g}"
+        if self.joint:
+            lines.append(f"all layers: {len(self.joint) - 1} epochs · {self.joint[0]:.5g} → {self.joint[-1]:.5g}")
         return "\n".join(lines)
 
 
@@ -71,6 +87,7 @@ class LearningResult:
         dead_atoms: Per layer the atoms that no code of the training data uses.
         lam: The weight of the ℓ1 norm of every layer.
         nonnegative: Whether codes are held at or above zero.
+        method: "online" or "batch".
     """
 
     model: Dictionary | Cascade
@@ -78,6 +95,7 @@ class LearningResult:
     dead_atoms: tuple[tuple[int, ...], ...]
     lam: tuple[float, ...]
     nonnegative: bool
+    method: str = "batch"
 
     @property
     def problem(self) -> Lasso | LayeredLasso:

@@ -53,8 +53,9 @@ class Statistics:
         cross: ``B[i, u, c] = Σ_p x_i[p] y_c[q p + u]``, ``(atoms, K, channels)``, float64.
         energy: ``½Σ‖y‖²``.
         penalty: ``lam Σ‖x‖₁``.
-        nonzeros: How often each atom is used, ``(atoms,)``, int64.
+        nonzeros: How often each atom is used, ``(atoms,)``, float64.
         entries: The number of code entries.
+        samples: The number of samples.
 
     Source: Mairal, Bach, Ponce & Sapiro 2009, whose two sums these are, at all lags.
     """
@@ -64,7 +65,8 @@ class Statistics:
     energy: float
     penalty: float
     nonzeros: Tensor
-    entries: int
+    entries: float
+    samples: float
 
     def __add__(self, other: Statistics) -> Statistics:
         return self._combine(other, 1)
@@ -80,7 +82,26 @@ class Statistics:
             self.penalty + sign * other.penalty,
             self.nonzeros + sign * other.nonzeros,
             self.entries + sign * other.entries,
+            self.samples + sign * other.samples,
         )
+
+    def scaled(self, factor: float) -> Statistics:
+        """Return the statistics with every sample counted `factor` times: what is old counts less."""
+        return Statistics(
+            factor * self.gram,
+            factor * self.cross,
+            factor * self.energy,
+            factor * self.penalty,
+            factor * self.nonzeros,
+            factor * self.entries,
+            factor * self.samples,
+        )
+
+    def without(self, atoms: list[int]) -> Statistics:
+        """Return the statistics as if no code had used these atoms, which are about to be replaced."""
+        gram, cross, nonzeros = self.gram.clone(), self.cross.clone(), self.nonzeros.clone()
+        gram[atoms], gram[:, atoms], cross[atoms], nonzeros[atoms] = 0.0, 0.0, 0.0, 0.0
+        return Statistics(gram, cross, self.energy, self.penalty, nonzeros, self.entries, self.samples)
 
 
 def gather(dictionary: Dictionary, signal: Tensor, codes: SparseCodes, lam: float) -> Statistics:
@@ -93,16 +114,29 @@ def gather(dictionary: Dictionary, signal: Tensor, codes: SparseCodes, lam: floa
         lam: The weight of the ℓ1 norm.
     """
     atoms, count = dictionary.atoms, codes.values.numel()
-    nonzeros = torch.bincount((codes.index % atoms).cpu(), minlength=atoms)
+    nonzeros = torch.bincount((codes.index % atoms).cpu(), minlength=atoms).double()
     if isinstance(dictionary, ConvDictionary):
         gram = _correlate_with_codes(dictionary, codes)
         cross = correlate_with_signal(signal, codes, dictionary.kernel_size, dictionary.stride)
     else:
-        x, y = codes.dense().double(), signal.double()
-        gram, cross = (x.T @ x)[..., None].cpu(), (x.T @ y)[:, None, :].cpu()
+        gram, cross = _multiply_codes(codes, signal)
     energy = 0.5 * float(signal.double().square().sum())
     penalty = lam * float(codes.values.double().abs().sum()) if count else 0.0
-    return Statistics(gram, cross, energy, penalty, nonzeros, math.prod(codes.shape))
+    return Statistics(gram, cross, energy, penalty, nonzeros, math.prod(codes.shape), len(signal))
+
+
+def _multiply_codes(codes: SparseCodes, signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``Σ x xᵀ`` and ``Σ x yᵀ``, ``(atoms, atoms, 1)`` and ``(atoms, 1, d)``, float64 on the CPU."""
+    from ._kernels_statistics import multiply_codes
+
+    atoms = codes.shape[1]
+    gram = torch.zeros(atoms, atoms, dtype=torch.float64)
+    cross = torch.zeros(atoms, signal.shape[1], dtype=torch.float64)
+    values = codes.values.detach().double().cpu().numpy()
+    multiply_codes(
+        codes.index.cpu().numpy(), values, signal.detach().cpu().contiguous().numpy(), gram.numpy(), cross.numpy()
+    )
+    return gram[..., None], cross[:, None, :]
 
 
 def correlate_with_signal(signal: Tensor, codes: SparseCodes, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -121,15 +155,15 @@ def correlate_with_signal(signal: Tensor, codes: SparseCodes, size: tuple[int, .
     missing = 3 - len(grid)
     lifted = signal.detach().movedim(1, -1)
     lifted = lifted.reshape(samples, *(1,) * missing, *lifted.shape[1:]).contiguous().cpu()
-    out = torch.zeros(atoms, *_three(size, 1), signal.shape[1], dtype=torch.float64)
+    out = torch.zeros(atoms, *three(size, 1), signal.shape[1], dtype=torch.float64)
     values = codes.values.detach().double().cpu().numpy()
     correlate_signal(
         (index % atoms).numpy(),
         (index // atoms).numpy(),
         values,
         lifted.numpy(),
-        _three(grid, 1),
-        _three(stride, 1),
+        three(grid, 1),
+        three(stride, 1),
         out.numpy(),
     )
     return out.reshape(atoms, -1, signal.shape[1])
@@ -143,14 +177,14 @@ def _correlate_with_codes(dictionary: ConvDictionary, codes: SparseCodes) -> Ten
     index = codes.index.cpu()
     counts = torch.bincount(index // atoms, minlength=samples * math.prod(grid))
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    lags = _three(dictionary.lags, 0)
+    lags = three(dictionary.lags, 0)
     gram = torch.zeros(atoms, atoms, *(2 * lag + 1 for lag in lags), dtype=torch.float64)
     correlate_codes(
         (index % atoms).numpy(),
         (index // atoms).numpy(),
         codes.values.detach().double().cpu().numpy(),
         first.numpy(),
-        _three(grid, 1),
+        three(grid, 1),
         lags,
         dictionary.boundary == "circular",
         gram.numpy(),
@@ -158,7 +192,7 @@ def _correlate_with_codes(dictionary: ConvDictionary, codes: SparseCodes) -> Ten
     return gram.flatten(2)
 
 
-def _three(sizes: Sequence[int], fill: int) -> tuple[int, int, int]:
+def three(sizes: Sequence[int], fill: int) -> tuple[int, int, int]:
     """Return sizes of one to three axes as three, missing ones first."""
     last = (fill, fill, *sizes)
     return last[-3], last[-2], last[-1]

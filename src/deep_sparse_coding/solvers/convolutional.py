@@ -64,6 +64,8 @@ class ConvCoordinateDescent(Solver[ConvCoordinateState]):
 
     rounds: int = 50
     check_every = 1
+    makes_new_codes = True
+    finds_zero = True
 
     def __post_init__(self) -> None:
         require_integer("rounds", self.rounds, minimum=1)

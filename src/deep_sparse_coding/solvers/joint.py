@@ -63,6 +63,8 @@ class JointCoordinateDescent(Solver[JointCoordinateState]):
 
     rounds: int = 50
     check_every = 1
+    makes_new_codes = True
+    finds_zero = True
 
     def __post_init__(self) -> None:
         require_integer("rounds", self.rounds, minimum=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...checks import require_integer
 from ...errors import ParameterError, ShapeError
 from ...sparsity import SparsityReport
-from ...sparsity.survey import measure_sparsity
+from ...sparsity.measuring.survey import measure_sparsity
 from ..data import LabelledImages, SegmentedImages
 from ..metrics import confusion_matrix, mean_iou, pixel_accuracy, saliency_measures
 from ..models import activation_names

@@ -10,8 +10,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ...sparsity import ActivationPenalty
-from ...sparsity.schedule import Constant, Cosine, Decay, LateStart, Schedule, WarmUp
-from ...sparsity.target import TargetSparsity
+from ...sparsity.penalties.schedule import Constant, Cosine, Decay, LateStart, Schedule, WarmUp
+from ...sparsity.penalties.target import TargetSparsity
 from ..models import activation_names
 from .settings import PenaltySettings
 

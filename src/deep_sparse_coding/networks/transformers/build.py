@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ...checks import per_axis, require_float_tensor, require_integer, require_same_kind
-from ...dictionaries import Cascade, ConvDictionary, Dictionary, as_cascade
+from ...dictionaries import Cascade, ConvDictionary, DenseDictionary, Dictionary, as_cascade
 from ...errors import ParameterError, ShapeError, UnsupportedError
 from ...guarantees.hypotheses import layer_hypotheses
 from ...guarantees.schedule import check_steps
@@ -79,20 +79,18 @@ class CompiledTransformer(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """Return the deepest codes, ``(batch, atoms, h, w)``, for signals ``(batch, channels, H, W)``."""
-        tokens, single = self._embed(signal)
+        tokens, batch = self._embed(signal)
         for block in self.blocks:
             tokens = block(tokens)
-        codes = self._read(tokens, len(self.plan.layers) - 1)
-        return codes[0] if single else codes
+        return self._read(tokens, len(self.plan.layers) - 1, batch)
 
     def codes_by_depth(self, signal: Tensor) -> list[Estimate]:
         """Return the codes after every block, of the layer that it brings forward: one per ``plan.bound_by_depth``."""
-        tokens, single = self._embed(signal)
+        tokens, batch = self._embed(signal)
         found = []
         for block, mark in zip(self.blocks, self.plan.bound_by_depth, strict=True):
             tokens = block(tokens)
-            codes = self._read(tokens, mark.layer - 1)
-            found.append(Estimate(mark.depth, mark.layer, mark.step, codes[0] if single else codes))
+            found.append(Estimate(mark.depth, mark.layer, mark.step, self._read(tokens, mark.layer - 1, batch)))
         return found
 
     def attention_maps(self, block: int = 0, head: int = 0) -> Tensor:
@@ -119,41 +117,47 @@ class CompiledTransformer(nn.Module):
             _, weights = chosen.attention(self.positions, self.positions, self.positions, average_attn_weights=False)
         return weights[0, head, :, : self.plan.tokens].reshape(-1, *self.plan.layers[0].grid)
 
-    def _embed(self, signal: Tensor) -> tuple[Tensor, bool]:
-        """Return the first tokens, and whether there was no batch axis."""
+    def _embed(self, signal: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the first tokens, and the batch axes of the signal."""
         require_same_kind("signal", require_float_tensor("signal", signal), "the network", self.positions)
         channels, size = self.plan.layers[0].dictionary.channels, self.plan.size
-        single = signal.ndim == len(size) + 1
-        if signal.ndim - (not single) != len(size) + 1 or tuple(signal.shape[-len(size) - 1 :]) != (channels, *size):
+        event = (channels,) if self.plan.vectors else (channels, *size)
+        batch = tuple(signal.shape[: max(signal.ndim - len(event), 0)])
+        if tuple(signal.shape[len(batch) :]) != event or (len(batch) > 1 and not self.plan.vectors):
+            if self.plan.vectors:
+                raise ShapeError(f"signal has shape {tuple(signal.shape)}; expected (*batch, {channels})")
             raise ShapeError(
                 f"signal has shape {tuple(signal.shape)}; expected (batch, {channels}, "
                 f"{', '.join(str(n) for n in size)}) or the same without batch: the tokens are those of one size, "
                 "compile again for another"
             )
-        lifted = self.embed(signal.unsqueeze(0) if single else signal)
-        return lifted.flatten(2).transpose(1, 2) + self.positions, single
+        # An axis that is there already stays as it is: exporters then keep it free.
+        flat = signal if len(batch) == 1 else signal.reshape(-1, *event)
+        lifted = self.embed(flat[..., None] if self.plan.vectors else flat)
+        return lifted.flatten(2).transpose(1, 2) + self.positions, batch
 
-    def _read(self, tokens: Tensor, j: int) -> Tensor:
-        """Return the codes of layer j (from 0)."""
+    def _read(self, tokens: Tensor, j: int, batch: tuple[int, ...]) -> Tensor:
+        """Return the codes of layer j (from 0) in the batch's shape."""
         layer = self.plan.layers[j]
         first = sum(lower.atoms for lower in self.plan.layers[:j])
         codes = tokens[..., first : first + layer.atoms].transpose(1, 2).unflatten(2, self.plan.layers[0].grid)
         for axis, (n, apart) in enumerate(zip(layer.grid, layer.spacing, strict=True), start=2):
             codes = codes.narrow(axis, 0, (n - 1) * apart + 1)
             codes = codes[(slice(None),) * axis + (slice(None, None, apart),)]
-        return codes.contiguous()
+        codes = codes.squeeze(2) if self.plan.vectors else codes
+        return codes.contiguous() if len(batch) == 1 else codes.reshape(*batch, *codes.shape[1:])
 
 
 def to_transformer(
     model: Dictionary | Cascade,
     *,
-    size: int | Sequence[int],
     sparsity: int | Sequence[int],
     amplitude: float | Sequence[float] = 1.0,
     noise: float = 0.0,
     target_error: float | None = None,
     strategy: str = "layerwise",
     steps: int | Sequence[int] | None = None,
+    size: int | Sequence[int] | None = None,
     place_sparsity: int | Sequence[int] | None = None,
     nonnegative: bool | Sequence[bool] = False,
     epsilon: float | Sequence[float] = 0.0,
@@ -170,8 +174,8 @@ def to_transformer(
     part of the bound.
 
     Args:
-        model: A convolutional dictionary, or a cascade of them, atoms of unit norm; all "valid" or all "circular".
-        size: The spatial size of the signals, one number for all axes or one per axis.
+        model: A dictionary or a cascade, atoms of unit norm; convolutional: all "valid" or all "circular". A vector is
+            one token, on which attention is exact: a dense dictionary's blocks have one head.
         sparsity: The most non-zeros of ``x_j`` in a stripe, for all layers or one per layer.
         amplitude: Bound of ``‖x_j‖_∞``, for all layers or one per layer.
         noise: Bound of the ℓ2 norm of the signal's noise under any one atom.
@@ -179,6 +183,7 @@ def to_transformer(
         strategy: "layerwise" (all blocks of layer 1, then of layer 2, ...) or "interleaved" (one of every layer in
             turn: an answer of all layers after any block).
         steps: The number of steps, for all layers or one per layer, in place of `target_error`.
+        size: The spatial size of the signals, one number for all axes or one per axis; None for dense dictionaries.
         place_sparsity: The most non-zeros of ``x_{j-1}`` under one atom of layer j, one per layer but the deepest; None
             for the bound by covering the place with stripes.
         nonnegative: Whether codes are non-negative, for all layers or one per layer.
@@ -196,13 +201,23 @@ def to_transformer(
         ParameterError: Settings out of range; a layer whose bound does not shrink (ρ ≥ 1); a target below what noise,
             softmax and rounding leave at any depth; a period shorter than positions + largest shift.
         ShapeError: A size smaller than a kernel, or a circular one that no code grid makes.
-        UnsupportedError: Dense dictionaries, boundary "same", or layers of different boundaries.
+        UnsupportedError: Boundary "same", or layers of different boundaries.
 
     Source: statements N1 to N3 and N8 of docs/theory.md; the idea: Cordonnier, Loukas & Jaggi 2020.
     """
     cascade = as_cascade(model)
     depth = asked_layers(cascade, layer, steps, target_error)
     dictionaries = _grids(cascade.layers[:depth])
+    vectors = isinstance(cascade.layers[0], DenseDictionary)
+    if (size is None) != vectors:
+        raise ParameterError(
+            f"size is {size}; expected "
+            + (
+                "None: the model is dense, a signal is a vector and one token"
+                if vectors
+                else "the signals' spatial size"
+            )
+        )
     assumed = layer_hypotheses(
         cascade,
         sparsity=sparsity,
@@ -216,7 +231,9 @@ def to_transformer(
     plan = make_transformer_plan(
         dictionaries,
         assumed,
-        size=per_axis("size", size, dictionaries[0].axes),
+        size=(1,) if size is None else per_axis("size", size, dictionaries[0].axes),
+        vectors=vectors,
+        hypotheses=[text for d, h in zip(cascade.layers, assumed, strict=False) for text in h.sentences(d)],
         target_error=target_error,
         steps=counts,
         strategy=strategy,
@@ -232,10 +249,10 @@ def _grids(layers: Sequence[Dictionary]) -> list[ConvDictionary]:
     found: list[ConvDictionary] = []
     for dictionary in layers:
         if not isinstance(dictionary, ConvDictionary):
-            raise UnsupportedError(
-                f"cannot compile {dictionary!r} into a transformer: a vector has no positions to make tokens of; "
-                "expected convolutional dictionaries: use dsc.to_cnn, which takes dense ones"
-            )
+            # A kernel of size 1 on a ring of one position: no shift but 0, no null slot.
+            kernels = dictionary.weight.detach().T[..., None].contiguous()
+            found.append(ConvDictionary(kernels, boundary="circular"))
+            continue
         if dictionary.boundary == "same":
             raise UnsupportedError(
                 f"cannot compile {dictionary!r}: with boundary 'same' atoms that the border cuts off have other "

@@ -71,6 +71,7 @@ class TransformerPlan:
         token_width: Entries of a token.
         hypotheses: What is assumed of the signal, in words; the bounds hold for every signal that meets it.
         dtype: The number type whose rounding the bounds include.
+        vectors: Whether signals are vectors (dense dictionaries), one token each.
     """
 
     layers: tuple[TransformerLayer, ...]
@@ -82,6 +83,7 @@ class TransformerPlan:
     token_width: int
     hypotheses: tuple[str, ...]
     dtype: torch.dtype
+    vectors: bool = False
 
     @property
     def error_bound(self) -> float:
@@ -156,8 +158,8 @@ class TransformerPlan:
                 (
                     str(assumed.layer),
                     str(layer.atoms),
-                    "×".join(str(k) for k in layer.dictionary.kernel_size),
-                    f"{assumed.sparsity} per stripe",
+                    "–" if self.vectors else "×".join(str(k) for k in layer.dictionary.kernel_size),
+                    f"{assumed.sparsity}{'' if self.vectors else ' per stripe'}",
                     f"{layer.rate:.3f}",
                     f"{rounded_up(layer.softmax_error, 2):.2g}",
                     f"{rounded_up(layer.noise, 3):.3g}",
@@ -188,6 +190,8 @@ def make_transformer_plan(
     assumed: Sequence[LayerHypotheses],
     *,
     size: tuple[int, ...],
+    vectors: bool,
+    hypotheses: Sequence[str],
     target_error: float | None,
     steps: Sequence[int] | None,
     strategy: str,
@@ -266,11 +270,11 @@ def make_transformer_plan(
     )
     word = str(dtype).removeprefix("torch.")
     told = (
-        *(sentence for d, h in zip(dictionaries, assumed, strict=True) for sentence in h.sentences(d)),
-        f"signals have the spatial size {'×'.join(str(n) for n in size)}",
+        *hypotheses,
+        *(() if vectors else (f"signals have the spatial size {'×'.join(str(n) for n in size)}",)),
         f"the network runs in {word} or better, sums of products in any order (no TF32)",
     )
-    return TransformerPlan(layers, order, strategy, size, code, sharpness, token_width, told, dtype)
+    return TransformerPlan(layers, order, strategy, size, code, sharpness, token_width, told, dtype, vectors)
 
 
 def _steps(recursions: Sequence[LayerRecursion], strategy: str, target: float) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -62,17 +63,44 @@ class Unfolded(nn.Module, ABC):
 
     fit = train_unfolded
 
-    def error_bound(self, sparsity: int, *, amplitude: float = 1.0, noise: float = 0.0) -> Guarantee:
+    def error_bound(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> Guarantee:
         """Bound the distance of the codes to true ones from the weights as they are now.
 
         Raises:
-            UnsupportedError: N11 speaks of one layer.
+            UnsupportedError: N11 does not speak of the method.
 
         Source: N11 of docs/theory.md.
         """
         raise UnsupportedError(
-            f"error_bound of method {self.method!r}: the statement (N11) is about one layer, a dsc.Lasso; certify the "
-            "codes at run time instead: dsc.certify(problem, signal, codes), or dsc.Safeguarded(net, problem)"
+            f"error_bound of method {self.method!r}: no statement bounds it; certify the codes at run time instead: "
+            "dsc.certify(problem, signal, codes), or dsc.Safeguarded(net, problem)"
+        )
+
+    def keep_supports(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> None:
+        """Raise thresholds that lie below the leak to it, so that no code off the true support is ever non-zero.
+
+        The leak of an atom is how far its argument can be from zero where its code is zero, ``B_i e + ν_i`` and
+        rounding. Smaller thresholds change, no others; `error_bound` then speaks of exact supports. Where the error
+        does not fall even so (``ρ ≥ 1``), thresholds rise to the amplitude and the bound stays not proved.
+
+        Args:
+            sparsity: The most non-zeros of x* (convolutional: per stripe).
+            amplitude: Bound of ``‖x*‖_∞``.
+            noise: Bound of ``‖n‖_2`` (convolutional: of its part under any one atom).
+
+        Raises:
+            ParameterError: A number out of range, or atoms that are not of unit norm.
+            UnsupportedError: No bound speaks of the method.
+
+        Source: N11 of docs/theory.md.
+        """
+        raise UnsupportedError(
+            f"keep_supports of method {self.method!r}: no statement bounds it; leave "
+            "supports_up_to out of fit, and certify the codes at run time: dsc.certify(problem, signal, codes)"
         )
 
     def extra_repr(self) -> str:

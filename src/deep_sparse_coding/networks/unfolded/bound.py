@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ def learned_bound(
     dictionary: Dictionary,
     steps: Sequence[LearnedStep],
     *,
-    sparsity: int,
-    amplitude: float,
+    sparsity: int | Sequence[int],
+    amplitude: float | Sequence[float],
     noise: float,
     nonnegative: bool,
     method: str,
@@ -80,7 +80,9 @@ def learned_bound(
         inside = top_sum((errors.on.square() - errors.off.square()).clamp_min(0), assumed.sparsity)
         bounds[f"‖x^{last} - x‖_2"] = math.sqrt(float(inside + errors.off.square().sum())) * OUTWARDS
     bounds = {name: value if value == value else math.inf for name, value in bounds.items()}
-    condition = Condition(f"e_{last}, error after {last} steps", bounds[f"e_{last} = ‖x^{last} - x‖_∞"], amplitude)
+    condition = Condition(
+        f"e_{last}, error after {last} steps", bounds[f"e_{last} = ‖x^{last} - x‖_∞"], assumed.amplitude
+    )
     supports = ", with no non-zero outside the true support" if clean else ""
     return Guarantee(
         condition.holds,
@@ -96,6 +98,38 @@ def learned_bound(
     )
 
 
+def safe_thresholds(
+    dictionary: Dictionary,
+    steps: Sequence[LearnedStep],
+    *,
+    sparsity: int | Sequence[int],
+    amplitude: float | Sequence[float],
+    noise: float,
+    nonnegative: bool,
+) -> Tensor:
+    """Return the least thresholds at or above the given ones that keep supports exact, ``(steps, atoms)``, float64.
+
+    Step by step ``θ_i ← max(θ_i, u_i)`` with the leak ``u_i`` of `learned_bound`, which the thresholds before have set.
+
+    Source: N11 of docs/theory.md.
+    """
+    (assumed,) = layer_hypotheses(
+        dictionary, sparsity=sparsity, amplitude=amplitude, noise=noise, nonnegative=nonnegative
+    )
+    exact = dictionary.cast(torch.float64)
+    start = torch.full((dictionary.atoms,), assumed.amplitude, dtype=torch.float64)
+    errors = _Errors(start, torch.zeros_like(start))
+    # A threshold is rounded to its number type, and a larger one rounds a little more.
+    margin = 1 + 16 * torch.finfo(dictionary.dtype).eps
+    found = []
+    for k, step in enumerate(steps, start=1):
+        _, leak = _reach(exact, step, errors, assumed, dictionary.dtype, first=k == 1)
+        found.append(torch.maximum(step.thresholds.cpu(), leak * margin))
+        held = replace(step, thresholds=found[-1])
+        errors = _advance(exact, held, errors, assumed, dictionary.dtype, first=k == 1)
+    return torch.stack(found)
+
+
 def _advance(
     exact: Dictionary,
     step: LearnedStep,
@@ -105,6 +139,25 @@ def _advance(
     *,
     first: bool,
 ) -> _Errors:
+    inside, outside = _reach(exact, step, errors, assumed, dtype, first=first)
+    theta = step.thresholds.cpu()
+    reached = (inside + theta) * OUTWARDS
+    if not step.selected:
+        reached = torch.where(inside <= theta, reached.clamp_max(assumed.amplitude), reached)
+    left = outside if step.selected else ((outside - theta) * OUTWARDS).clamp_min(0)
+    return _Errors(torch.maximum(reached, left), left)
+
+
+def _reach(
+    exact: Dictionary,
+    step: LearnedStep,
+    errors: _Errors,
+    assumed: LayerHypotheses,
+    dtype: torch.dtype,
+    *,
+    first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return how far an argument of the threshold is off, on the support (t) and off it (u), ``(atoms,)`` each."""
     s, amplitude = assumed.sparsity, assumed.amplitude
     gram, rest = _rows(exact, step, first=first)
     atoms, middle = exact.atoms, gram.shape[-1] // 2
@@ -127,12 +180,7 @@ def _advance(
     )
     inside = (own * on + top_sum(spread, s - 1) + common) * OUTWARDS
     outside = (own * off + top_sum(spread, s) + common) * OUTWARDS
-    theta = step.thresholds.cpu()
-    reached = (inside + theta) * OUTWARDS
-    if not step.selected:
-        reached = torch.where(inside <= theta, reached.clamp_max(amplitude), reached)
-    left = outside if step.selected else ((outside - theta) * OUTWARDS).clamp_min(0)
-    return _Errors(torch.maximum(reached, left), left)
+    return inside, outside
 
 
 def _vectors(exact: Dictionary, weight: Tensor) -> Tensor:

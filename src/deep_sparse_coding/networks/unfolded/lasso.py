@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,7 +17,7 @@ from ...problems import Codes, Lasso
 from ...problems.base import form_objective
 from ..analysis import analytic_weights
 from .base import Unfolded, copy_of, per_channel, shrink, weights_by_atom
-from .bound import LearnedStep, learned_bound
+from .bound import LearnedStep, learned_bound, safe_thresholds
 
 
 class UnfoldedLasso(Unfolded):
@@ -95,13 +96,15 @@ class UnfoldedLasso(Unfolded):
         block = cast(Tensor, codes).reshape(form.batch, *form.code_shapes[0])
         return form_objective(form, (block,), form.residual((block,)))
 
-    def error_bound(self, sparsity: int, *, amplitude: float = 1.0, noise: float = 0.0) -> Guarantee:
+    def error_bound(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> Guarantee:
         """Bound ``‖codes - x*‖_∞`` for all signals ``y = D x* + n``, from the weights as they are now.
 
         N0 step by step, atom by atom: the error e on the support and the leak η off it, with the learned weights and
         thresholds, and the rounding of the network's number type. Not proved where the error does not end below the
         amplitude, as for zero codes. Thresholds below the leak, which training on codes likes, let it grow from step
-        to step: where a proof is wanted, unfold with a lam of about a third of the amplitude.
+        to step: where a proof is wanted, train with ``fit(..., supports_up_to=sparsity)``.
 
         Args:
             sparsity: s, the most non-zeros of x* (convolutional: per stripe).
@@ -129,6 +132,30 @@ class UnfoldedLasso(Unfolded):
             nonnegative=problem.nonnegative,
             method=self.method,
         )
+
+    def keep_supports(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> None:
+        """Raise thresholds to the leak where they are below it; see `Unfolded.keep_supports`.
+
+        Raises:
+            UnsupportedError: With `support_selection`, entries pass whatever the threshold.
+        """
+        if self.selection is not None:
+            raise UnsupportedError(
+                f"support_selection is {self.selection}: entries that pass their threshold unchanged can lie off the "
+                "support, whatever the threshold; expected None where supports are kept"
+            )
+        held = safe_thresholds(
+            self.dictionary,
+            [self._learned(k) for k in range(self.steps)],
+            sparsity=sparsity,
+            amplitude=amplitude,
+            noise=noise,
+            nonnegative=self.nonnegative,
+        )
+        with torch.no_grad():
+            self.threshold.copy_(held)
 
     # ------------------------------------------------------------------ the parts of a step
 

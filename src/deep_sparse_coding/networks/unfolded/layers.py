@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ...checks import per_layer
 from ...dictionaries import Dictionary
 from ...errors import UnsupportedError
+from ...guarantees import Guarantee
 from ...problems import Codes, JointLasso, MultiLayerLasso
 from ...problems.base import flat_sum, form_objective, squared_norm
 from ...problems.cascaded import layer_shapes
 from ...problems.multilayer import cascade_codes
 from ...problems.operators import ChainOperator
 from .base import Unfolded, copy_of, per_channel, shrink, weights_by_atom
+from .cascade_bound import CascadeBound, LayerStep
 
 
 class UnfoldedJoint(Unfolded):
@@ -92,6 +96,53 @@ class UnfoldedJoint(Unfolded):
             found.append(codes)
         return found
 
+    def error_bound(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> Guarantee:
+        """Bound the distance of the codes to true ones of a dense cascade, from the weights as they are now.
+
+        Args:
+            sparsity: The most non-zeros of ``x*_j``, for all layers or one per layer.
+            amplitude: Bound of ``‖x*_j‖_∞``, for all layers or one per layer.
+            noise: Bound of ``‖y - D_1 x*_1‖_2``.
+
+        Raises:
+            ParameterError: A number out of range, or atoms that are not of unit norm.
+            UnsupportedError: Convolutional layers.
+
+        Source: N11 (cascades) of docs/theory.md.
+        """
+        layers = _dictionaries(self.dictionaries)
+        bound = CascadeBound.of(
+            layers, sparsity=sparsity, amplitude=amplitude, noise=noise, nonnegative=self.nonnegative
+        )
+        found, _ = bound.joint(self._learned())
+        return bound.guarantee(found, self.method, layers)
+
+    def keep_supports(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> None:
+        """Raise thresholds to the leak where they are below it; see `Unfolded.keep_supports`."""
+        layers = _dictionaries(self.dictionaries)
+        limits = {"sparsity": sparsity, "amplitude": amplitude, "noise": noise}
+        bound = CascadeBound.of(layers, **limits, nonnegative=self.nonnegative, hold=True)
+        _, taken = bound.joint(self._learned())
+        with torch.no_grad():
+            for j, parameter in enumerate(self.threshold):
+                parameter.copy_(torch.stack([thetas[j] for thetas in taken]))
+
+    def _learned(self) -> list[list[LayerStep]]:
+        """Return what N11 needs to know of the steps."""
+        return [
+            [
+                LayerStep.of(d, theta[k], self.coupling[k, j])
+                for j, (d, theta) in enumerate(
+                    zip(_dictionaries(cast(nn.ModuleList, parts)), self.threshold, strict=True)
+                )
+            ]
+            for k, parts in enumerate(self.analysis)
+        ]
+
     def objective(self, codes: Codes, signal: Tensor) -> Tensor:
         """Return the joint objective per sample."""
         form = cast(JointLasso, self.problem).form(signal)
@@ -157,6 +208,49 @@ class UnfoldedCascade(Unfolded):
             deepest = passed
             found.append(deepest)
         return found
+
+    def error_bound(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> Guarantee:
+        """Bound the distance of the codes to true ones of a dense cascade, ``x*_{j-1} = D_j x*_j`` for ``j > 1``.
+
+        Args:
+            sparsity: The most non-zeros of ``x*_j``, for all layers or one per layer.
+            amplitude: Bound of ``‖x*_j‖_∞``, for all layers or one per layer.
+            noise: Bound of ``‖y - D_1 x*_1‖_2``.
+
+        Raises:
+            ParameterError: A number out of range, or atoms that are not of unit norm.
+            UnsupportedError: Convolutional layers.
+
+        Source: N11 (cascades) of docs/theory.md.
+        """
+        layers = _dictionaries(self.dictionaries)
+        bound = CascadeBound.of(layers, sparsity=sparsity, amplitude=amplitude, noise=noise, nonnegative=False)
+        found, _ = bound.nested(self._learned())
+        return bound.guarantee(found, self.method, layers)
+
+    def keep_supports(
+        self, sparsity: int | Sequence[int], *, amplitude: float | Sequence[float] = 1.0, noise: float = 0.0
+    ) -> None:
+        """Raise thresholds to the leak where they are below it; see `Unfolded.keep_supports`."""
+        layers = _dictionaries(self.dictionaries)
+        limits = {"sparsity": sparsity, "amplitude": amplitude, "noise": noise}
+        bound = CascadeBound.of(layers, **limits, nonnegative=False, hold=True)
+        _, taken = bound.nested(self._learned())
+        with torch.no_grad():
+            for j, parameter in enumerate(self.threshold):
+                parameter.copy_(torch.stack([thetas[j] for thetas in taken]))
+
+    def _learned(self) -> list[list[LayerStep]]:
+        """Return what N11 needs to know of the steps."""
+        return [
+            [
+                LayerStep.of(d, theta[k])
+                for d, theta in zip(_dictionaries(cast(nn.ModuleList, parts)), self.threshold, strict=True)
+            ]
+            for k, parts in enumerate(self.analysis)
+        ]
 
     def objective(self, codes: Codes, signal: Tensor) -> Tensor:
         """Return the multi-layer objective per sample."""

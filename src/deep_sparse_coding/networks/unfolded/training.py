@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -100,6 +101,9 @@ def train_unfolded(
     batches: int = 50,
     seed: int = 0,
     callback: Callback | None = None,
+    supports_up_to: int | Sequence[int] | None = None,
+    amplitude: float | Sequence[float] = 1.0,
+    noise: float = 0.0,
 ) -> TrainingHistory:
     """Train the network, and leave the weights with the smallest held-out loss in it.
 
@@ -122,6 +126,11 @@ def train_unfolded(
         batches: Batches per epoch where `signals` is a function.
         seed: Seed of the order, of the held-out signals, and of what a function is asked for.
         callback: Called after every epoch; returning True stops the training.
+        supports_up_to: Hold thresholds at or above the leak for codes with so many non-zeros (convolutional: per
+            stripe; a cascade: for all layers or one per layer), after every step (`keep_supports`): ``error_bound`` of
+            the trained network is then about exact supports. None leaves thresholds free.
+        amplitude: Bound of ``‖x*‖_∞`` that `supports_up_to` goes with.
+        noise: Bound of the signals' noise that it goes with.
 
     Returns:
         How it went, which is also kept in ``net.history``.
@@ -129,6 +138,7 @@ def train_unfolded(
     Raises:
         NotConvergedError: The loss is not finite; the weights are the best ones before.
         ParameterError: A setting out of range, or codes that are missing.
+        UnsupportedError: `supports_up_to` for a method that no bound speaks of.
         ShapeError: Signals and codes of different numbers, or codes unlike those that the network returns.
     """
     epochs = require_integer("epochs", epochs, minimum=1)
@@ -144,11 +154,16 @@ def train_unfolded(
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise ParameterError(f"nothing of the network is trained (learn={net.learn}); expected something in learn")
+    keep: Callable[[], None] | None = None
+    if supports_up_to is not None:
+        keep = functools.partial(net.keep_supports, supports_up_to, amplitude=amplitude, noise=noise)
     source = _Source.of(net, signals, codes, held_out, batch_size, batches, seed)
     chosen = _choose_loss(loss, source.test[1] is not None)
     meter = _Meter(net, chosen)
 
     began = time.perf_counter()
+    if keep is not None:
+        keep()
     untrained = meter.evaluate(*source.test, batch_size)
     if not math.isfinite(untrained):
         raise NotConvergedError(
@@ -178,6 +193,8 @@ def train_unfolded(
                 with torch.no_grad():
                     for parameter in net.thresholds():
                         parameter.clamp_(min=0)
+                if keep is not None:
+                    keep()
                 total, count = total + last, count + 1
             schedule.step()
             training.append(total / max(count, 1))

@@ -5,16 +5,91 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
-from ..errors import NameMatchError, ParameterError, near_misses
+from ...errors import NameMatchError, ParameterError, near_misses
 
-Target: TypeAlias = str | type[nn.Module] | re.Pattern[str] | nn.Module | Callable[[str, nn.Module], bool]
+ModuleTarget: TypeAlias = str | type[nn.Module] | re.Pattern[str] | nn.Module | Callable[[str, nn.Module], bool]
 
-_COMPILED_PREFIX = "_orig_mod"
+
+@dataclass(frozen=True)
+class InputsOf:
+    """A target: what goes into the modules that the targets inside mean. Made by `inputs_of`."""
+
+    targets: tuple[ModuleTarget, ...]
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A target: what a function of torch returns inside the network's forward pass. Made by `functional`."""
+
+    function: str
+
+    def matches(self, name: str) -> bool:
+        """Return whether a function of that name is meant; the in-place kind is, too."""
+        return name in (self.function, f"{self.function}_")
+
+
+Target: TypeAlias = ModuleTarget | InputsOf | Functional
+Setting = TypeVar("Setting")
+
+COMPILED = "_orig_mod"
+_INPUT = ":input"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What targets mean.
+
+    Attributes:
+        modules: By the name of the activation: that of the module, or with ``":input"`` behind it.
+        functions: The functions that are meant; which calls there are is known once the network ran.
+    """
+
+    modules: dict[str, nn.Module]
+    functions: tuple[Functional, ...]
+
+
+def inputs_of(*targets: ModuleTarget) -> InputsOf:
+    """Return the target that means the inputs of modules, such as ``inputs_of("fc")`` or ``inputs_of(nn.Linear)``.
+
+    The first argument of a module counts. Its name is that of the module with ``":input"``, such as ``"fc:input"``.
+
+    Raises:
+        ParameterError: There is no target.
+    """
+    if not targets:
+        raise ParameterError("inputs_of() has no target; expected at least one type, name, glob, or regular expression")
+    return InputsOf(targets)
+
+
+def functional(function: str | Callable[..., Any]) -> Functional:
+    """Return the target that means what a function of torch returns: ``F.relu(x)``, ``torch.relu(x)``, ``x.relu()``.
+
+    Every call inside the network's forward pass is one activation, named after the module whose forward calls it:
+    ``"layer1.0:relu"``, and ``"layer1.0:relu#2"`` for the second in one forward. Modules such as `torch.nn.ReLU` call
+    functions, too, and count unless they are targets themselves. Calls inside of compiled models, of TorchScript or of
+    another function of torch cannot be seen.
+
+    Args:
+        function: The name or the function itself; ``"relu"`` means ``relu_``, too.
+
+    Raises:
+        NameMatchError: torch, torch.nn.functional and torch.Tensor have no such function.
+    """
+    name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
+    known = {*dir(torch.nn.functional), *dir(torch), *dir(torch.Tensor)}
+    if name not in known or name.startswith("_"):
+        raise NameMatchError(
+            f"functional({name!r}): torch, torch.nn.functional and torch.Tensor have no such function"
+            f"{near_misses(name, known)}; expected a name such as 'relu', without the module's"
+        )
+    return Functional(name)
 
 
 def select(model: nn.Module, targets: Target | Iterable[Target]) -> dict[str, nn.Module]:
@@ -27,7 +102,8 @@ def select(model: nn.Module, targets: Target | Iterable[Target]) -> dict[str, nn
     * a glob such as ``"features.*"``, where ``*`` also crosses dots, or a compiled regular expression, which must match
       the whole name. Where a pattern matches a container *and* modules inside it, the innermost ones are taken and the
       container is left out, so that no activation counts twice; a pattern that matches the container alone takes it;
-    * a predicate ``(name, module) -> bool``, or a module of the model itself.
+    * a predicate ``(name, module) -> bool``, or a module of the model itself;
+    * `inputs_of` any of these: what goes into the modules, under their names with ``":input"``.
 
     The model itself has the name ``""``; types, predicates and the exact name reach it, patterns do not. A module that
     the model holds under two names is taken once, under the first. Names never contain the ``_orig_mod`` that
@@ -44,9 +120,25 @@ def select(model: nn.Module, targets: Target | Iterable[Target]) -> dict[str, nn
         NameMatchError: A target matches nothing; the message lists near misses and what there is.
         ParameterError: There is no target, or one is of none of these kinds.
     """
+    selection = choose(model, targets)
+    if selection.functions:
+        raise ParameterError(
+            f"targets has the entry functional({selection.functions[0].function!r}), which means no module; expected "
+            "modules here: ActivationPenalty takes functions"
+        )
+    return selection.modules
+
+
+def choose(model: nn.Module, targets: Target | Iterable[Target]) -> Selection:
+    """Return what the targets mean, functions included; see `select`.
+
+    Raises:
+        NameMatchError: A target matches nothing; the message lists near misses and what there is.
+        ParameterError: There is no target, or one is of none of these kinds.
+    """
     if not isinstance(model, nn.Module):
         raise ParameterError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if isinstance(targets, str | type | re.Pattern | nn.Module) or callable(targets):
+    if isinstance(targets, str | type | re.Pattern | nn.Module | InputsOf | Functional) or callable(targets):
         entries: list[Target] = [targets]
     else:
         try:
@@ -57,19 +149,31 @@ def select(model: nn.Module, targets: Target | Iterable[Target]) -> dict[str, nn
         raise ParameterError(
             "targets is empty; expected at least one type, name, glob, regular expression or predicate"
         )
-    named = _named_modules(model)
-    chosen: set[int] = set()
+    named = module_names(model)
+    chosen: set[tuple[int, str]] = set()
+    functions: list[Functional] = []
     for entry in entries:
-        found = _matches(entry, named)
-        if not found:
-            raise NameMatchError(_nothing_matches(entry, model, named))
-        chosen.update(id(named[name]) for name in found)
-    selected: dict[str, nn.Module] = {}
+        if isinstance(entry, Functional):
+            functions.append(entry)
+            continue
+        suffix = _INPUT if isinstance(entry, InputsOf) else ""
+        for item in entry.targets if isinstance(entry, InputsOf) else (entry,):
+            found = _matches(item, named)
+            if not found:
+                raise NameMatchError(_nothing_matches(item, model, named))
+            chosen.update((id(named[name]), suffix) for name in found)
+    modules: dict[str, nn.Module] = {}
     for name, module in named.items():
-        if id(module) in chosen:
-            selected[name] = module
-            chosen.discard(id(module))
-    return selected
+        for suffix in (_INPUT, ""):
+            if (id(module), suffix) in chosen:
+                modules[name + suffix] = module
+                chosen.discard((id(module), suffix))
+    return Selection(modules, tuple(dict.fromkeys(functions)))
+
+
+def is_input(name: str) -> bool:
+    """Return whether a name of `choose` means the input of a module."""
+    return name.endswith(_INPUT)
 
 
 def is_glob(pattern: str) -> bool:
@@ -77,7 +181,7 @@ def is_glob(pattern: str) -> bool:
     return any(mark in pattern for mark in "*?[")
 
 
-def match_settings(settings: Mapping[str, float], names: Iterable[str], meaning: str) -> dict[str, float]:
+def match_settings(settings: Mapping[str, Setting], names: Iterable[str], meaning: str) -> dict[str, Setting]:
     """Return one setting for each name, from a mapping whose keys are names or globs; an exact name goes before a glob.
 
     Raises:
@@ -85,7 +189,7 @@ def match_settings(settings: Mapping[str, float], names: Iterable[str], meaning:
         ParameterError: A name has no setting, or two globs give it different ones.
     """
     known = list(names)
-    resolved: dict[str, float] = {}
+    resolved: dict[str, Setting] = {}
     source: dict[str, str] = {}
     for key in sorted(settings, key=is_glob, reverse=True):
         found = [name for name in known if name == key or (is_glob(key) and fnmatchcase(name, key))]
@@ -111,17 +215,17 @@ def match_settings(settings: Mapping[str, float], names: Iterable[str], meaning:
     return {name: resolved[name] for name in known}
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+def module_names(model: nn.Module) -> dict[str, nn.Module]:
     """Return all modules under all their names, without the part of a name that torch.compile inserts."""
     named: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        parts = [part for part in name.split(".") if part != _COMPILED_PREFIX]
+        parts = [part for part in name.split(".") if part != COMPILED]
         # A compiled wrapper and what it wraps get one name; the wrapped module comes later and is the one that runs.
         named[".".join(parts)] = module
     return named
 
 
-def _matches(entry: Target, named: dict[str, nn.Module]) -> list[str]:
+def _matches(entry: ModuleTarget, named: dict[str, nn.Module]) -> list[str]:
     """Return the names that one target means."""
     if isinstance(entry, str):
         if entry in named:
@@ -154,7 +258,7 @@ def _wrong_kind(entry: object) -> ParameterError:
     )
 
 
-def _nothing_matches(entry: Target, model: nn.Module, named: dict[str, nn.Module]) -> str:
+def _nothing_matches(entry: ModuleTarget, model: nn.Module, named: dict[str, nn.Module]) -> str:
     """Say which target matches nothing, what is like it, and what the model holds."""
     kinds = Counter(type(module).__name__ for name, module in named.items() if name)
     close = ""

@@ -9,41 +9,76 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import DtypeError, HookError, ShapeError, UnsupportedError
-from .selection import Target, select
+from ...errors import DtypeError, HookError, ShapeError, UnsupportedError
+from .calls import FunctionWatch, in_backward
+from .selection import Functional, Target, choose, is_input
 
 Receiver = Callable[[str, Tensor, bool], None]
 
 
 class Watch:
-    """Hands the outputs of selected modules to a receiver, as ``receiver(name, output, recomputing)``.
+    """Hands the activations that targets mean to a receiver, as ``receiver(name, activation, recomputing)``.
 
     `recomputing` is true while activation checkpointing runs a forward again inside a backward pass.
+
+    Args:
+        model: The network.
+        targets: Modules, their inputs, and functions; see `choose`.
+        owner: For messages.
+        receiver: What takes the activations.
+        functions: Whether the owner can deal with functions, whose names are known only once they ran.
+
+    Raises:
+        UnsupportedError: The model is a ``torch.nn.DataParallel``, or the owner cannot deal with functions.
     """
 
-    def __init__(self, model: nn.Module, targets: Target | Iterable[Target], owner: str, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Target | Iterable[Target],
+        owner: str,
+        receiver: Receiver,
+        *,
+        functions: bool = False,
+    ) -> None:
         if isinstance(model, nn.DataParallel):
             raise UnsupportedError(
                 f"{owner} cannot watch torch.nn.DataParallel, whose replicas are made anew in every forward; "
                 "use torch.nn.parallel.DistributedDataParallel, or the model on one device"
             )
-        self.modules = select(model, targets)
+        selection = choose(model, targets)
+        if selection.functions and not functions:
+            raise UnsupportedError(
+                f"{owner} cannot watch functional({selection.functions[0].function!r}); expected modules or inputs_of "
+                "them: ActivationPenalty watches functions"
+            )
+        self.modules = selection.modules
+        self.functions = selection.functions
+        outputs = [module for name, module in self.modules.items() if not is_input(name)]
+        self._calls = FunctionWatch(model, selection.functions, outputs, owner) if selection.functions else None
         self._owner = owner
         self._receiver = receiver
         # Compiled code may keep calling a hook that was removed, so hooks live as long as their owner and are switched.
-        self._hooks = {name: _Hook(name) for name in self.modules}
+        self._hooks = {name: _InputHook(name) if is_input(name) else _Hook(name) for name in self.modules}
         self._handles: list[RemovableHandle] = []
+        self._active = False
 
     @property
     def active(self) -> bool:
         """Whether the hooks are on."""
-        return bool(self._handles)
+        return self._active
+
+    @property
+    def calls(self) -> dict[str, Functional]:
+        """The names of the calls of functions that were seen so far, and the target of each."""
+        return {} if self._calls is None else self._calls.found
 
     def start(self) -> None:
         """Put the hooks on.
 
         Raises:
             HookError: They are on already.
+            UnsupportedError: A function is a target, and the model is compiled.
         """
         if self.active:
             raise HookError(
@@ -52,9 +87,13 @@ class Watch:
             )
         # A hook is plain Python that reads state between steps; a compiler that traced it would freeze that state.
         observe = cast("Callable[[str, Any], None]", torch.compiler.disable(self._observe))
+        if self._calls is not None:
+            self._calls.start(observe)
         for name, module in self.modules.items():
-            self._hooks[name].sink = observe
-            self._handles.append(module.register_forward_hook(self._hooks[name]))
+            hook = self._hooks[name]
+            hook.sink = observe
+            self._handles.append(hook.register(module))
+        self._active = True
 
     def stop(self) -> None:
         """Take off our own hooks; others stay."""
@@ -63,6 +102,9 @@ class Watch:
         self._handles.clear()
         for hook in self._hooks.values():
             hook.sink = None
+        if self._calls is not None:
+            self._calls.stop()
+        self._active = False
 
     def require_active(self, call: str) -> None:
         """Raise unless the hooks are on.
@@ -77,7 +119,12 @@ class Watch:
             )
 
     def _observe(self, name: str, output: Any) -> None:
-        self._receiver(name, _single_tensor(name, output), _in_backward())
+        x, recomputing = _single_tensor(name, output), in_backward()
+        if self._calls is None:
+            self._receiver(name, x, recomputing)
+            return
+        with self._calls.paused():  # what the receiver calls is not the network's
+            self._receiver(name, x, recomputing)
 
 
 class _Hook:
@@ -91,11 +138,37 @@ class _Hook:
         if self.sink is not None:
             self.sink(self.name, output)
 
+    def register(self, module: nn.Module) -> RemovableHandle:
+        """Put the hook on a module."""
+        return module.register_forward_hook(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook(self.name)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[str]]:
         return (_Hook, (self.name,))
+
+
+class _InputHook:
+    """The same before forward, for the first argument."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sink: Callable[[str, Any], None] | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self.sink is not None:
+            self.sink(self.name, inputs[0] if inputs else next(iter(named.values()), None))
+
+    def register(self, module: nn.Module) -> RemovableHandle:
+        """Put the hook on a module."""
+        return module.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _InputHook:
+        return _InputHook(self.name)
+
+    def __reduce__(self) -> tuple[type[_InputHook], tuple[str]]:
+        return (_InputHook, (self.name,))
 
 
 def describe(names: Iterable[str], limit: int = 8) -> str:
@@ -105,13 +178,8 @@ def describe(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _in_backward() -> bool:
-    # A forward pass inside a backward pass is a recomputation; the autograd engine knows which thread is in one.
-    return torch._C._current_graph_task_id() != -1
-
-
 def _single_tensor(name: str, output: Any) -> Tensor:
-    """Return the output, or the first item of a tuple or list, such as the sequence that LSTM or attention put out.
+    """Return the activation, or the first item of a tuple or list, such as the sequence that LSTM or attention put out.
 
     Raises:
         DtypeError: The tensor is not dense and real.
@@ -119,19 +187,20 @@ def _single_tensor(name: str, output: Any) -> Tensor:
         ShapeError: The tensor has no batch axis.
     """
     first = output[0] if isinstance(output, tuple | list) and output else output
+    got = "got" if is_input(name) else "put out"
     if not isinstance(first, Tensor):
         inside = f" whose first item is a {type(first).__name__}" if first is not output else ""
         raise HookError(
-            f"{describe([name])} put out a {type(output).__name__}{inside}; expected a tensor, or a tuple or list that "
+            f"{describe([name])} {got} a {type(output).__name__}{inside}; expected a tensor, or a tuple or list that "
             "begins with one: choose a module inside of it, or one that follows, as the target"
         )
     if first.layout != torch.strided or first.is_nested or not first.is_floating_point():
         raise DtypeError(
-            f"{describe([name])} put out dtype {first.dtype} with layout {first.layout}; expected dense floating-point "
+            f"{describe([name])} {got} dtype {first.dtype} with layout {first.layout}; expected dense floating-point "
             "numbers: choose another module as the target"
         )
     if first.ndim == 0:
         raise ShapeError(
-            f"{describe([name])} put out a single number; expected activations with a batch axis: choose another module"
+            f"{describe([name])} {got} a single number; expected activations with a batch axis: choose another module"
         )
     return first

@@ -1,16 +1,25 @@
-"""The report on sparsity: one row per layer, running sums behind it, an aligned table in print."""
+"""The report on sparsity: one row per layer, running sums behind it; a table in print, a figure, a file."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import NameMatchError, ShapeError, near_misses
+from ...errors import FileFormatError, NameMatchError, ShapeError, near_misses
+from .table import aligned, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT, _VERSION = "deep_sparse_coding.sparsity_report", 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,62 @@ class SparsityReport:
         rows = [{key: _finite_or_none(value) for key, value in asdict(row).items()} for row in self.layers]
         return {"zero_fraction": _finite_or_none(self.zero_fraction), "layers": rows}
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as JSON, whole or not at all.
+
+        Args:
+            path: Where; a file that is there is replaced, its folder must exist.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileFormatError: The folder does not exist or cannot be written.
+        """
+        from ...files import write_whole
+
+        path = Path(path)
+        text = json.dumps({"format": _FORMAT, "version": _VERSION, **self.to_dict()}, indent=2, allow_nan=False)
+        write_whole(path, f"{text}\n".encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SparsityReport:
+        """Read what `save` wrote; what was NaN or infinite is NaN.
+
+        Raises:
+            FileFormatError: No such file, damaged, not one of ours, or of a later version.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} is no complete JSON file ({error}); save the report again") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise FileFormatError(f"{path} is JSON without the format {_FORMAT!r}, which SparsityReport.save writes")
+        version = content.get("version")
+        if type(version) is not int or not 1 <= version <= _VERSION:
+            raise FileFormatError(
+                f"{path} has version {version!r}; this library reads up to {_VERSION}: update deep_sparse_coding"
+            )
+        try:
+            rows = tuple(_row_of(entry) for entry in content["layers"])
+            if len({row.name for row in rows}) != len(rows):
+                raise ValueError("two layers have one name")
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} has damaged layers ({error}); save the report again") from error
+        return cls(rows)
+
+    def plot(self, title: str | None = None) -> Figure:
+        """Draw zero fraction, Hoyer's sparsity and dead channels per layer; save it with ``figure.savefig(path)``.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .drawing import plot_report
+
+        return plot_report(self, title)
+
     def __str__(self) -> str:
         head = ("layer", "type", "calls", "zeros", "Hoyer", "l1 per entry", "dead channels")
         body = [
@@ -87,25 +152,14 @@ class SparsityReport:
                 row.name or "(model)",
                 row.kind,
                 str(row.calls),
-                _number(100 * row.zero_fraction, ".1f", " %"),
-                _number(row.hoyer, ".3f"),
-                _number(row.l1_per_entry, ".3e"),
+                number(100 * row.zero_fraction, ".1f", " %"),
+                number(row.hoyer, ".3f"),
+                number(row.l1_per_entry, ".3e"),
                 "–" if row.channels is None else f"{row.dead_channels} of {row.channels}",
             )
             for row in self.layers
         ]
-        last = ("all", "", "", _number(100 * self.zero_fraction, ".1f", " %"), "", "", "")
-        table = [head, *body, last]
-        widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
-        rule = "─" * max(len(line) for line in lines)
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return aligned(head, body, ("all", "", "", number(100 * self.zero_fraction, ".1f", " %"), "", "", ""))
 
 
 class LayerStatistics:
@@ -206,9 +260,37 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total + part.to(total.device)
 
 
-def _number(value: float, form: str, unit: str = "") -> str:
-    return "–" if math.isnan(value) else format(value, form) + unit
-
-
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row_of(entry: Any) -> LayerSparsity:
+    """Return a row from what `to_dict` made of it.
+
+    Raises:
+        TypeError: An item has another type, or is missing, or there is one more.
+        ValueError: A number is out of range.
+    """
+    known = {field.name for field in fields(LayerSparsity)}
+    if not isinstance(entry, dict) or set(entry) != known:
+        raise TypeError(
+            f"a layer has {sorted(entry) if isinstance(entry, dict) else entry!r}; expected {sorted(known)}"
+        )
+    values: dict[str, Any] = {}
+    for field in fields(LayerSparsity):
+        value = entry[field.name]
+        if field.type == "float":
+            value = math.nan if value is None else value
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{field.name} is {value!r}; expected a number or null")
+            upper = math.inf if field.name == "l1_per_entry" else 1.0
+            if value < 0 or value > upper:
+                raise ValueError(f"{field.name} is {value!r}; expected at most {upper} and at least 0")
+            value = float(value)
+        elif field.type == "str":
+            if not isinstance(value, str):
+                raise TypeError(f"{field.name} is {value!r}; expected a text")
+        elif not (value is None and "None" in str(field.type)) and (type(value) is not int or value < 0):
+            raise ValueError(f"{field.name} is {value!r}; expected a whole number of at least 0")
+        values[field.name] = value
+    return LayerSparsity(**values)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import DtypeError, ParameterError, ShapeError
+from ...errors import DtypeError, ParameterError, ShapeError
 
 
 def measured(x: Tensor) -> Tensor:

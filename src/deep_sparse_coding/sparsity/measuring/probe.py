@@ -8,11 +8,11 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from ..errors import HookError, NameMatchError, near_misses
-from .hooks import Watch, describe
+from ...errors import HookError, NameMatchError, near_misses
+from ..watching.hooks import Watch, describe
+from ..watching.selection import Target
 from .measures import measured, require_tolerance
 from .report import LayerStatistics, SparsityReport
-from .selection import Target
 
 
 class Probe:

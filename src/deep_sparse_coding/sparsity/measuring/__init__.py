@@ -1,0 +1,1 @@
+"""How sparse activations are: measures, reports, probes, surveys of a data loader."""

@@ -1,0 +1,1 @@
+"""What makes activations sparse: forms of the penalty, weights, schedules, targets."""
