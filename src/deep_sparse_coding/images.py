@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .errors import FileFormatError, ParameterError, ShapeError, missing_extra
+from .errors import DSCWarning, FileFormatError, ParameterError, ShapeError, missing_extra
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 
 
 def read_image(
@@ -97,36 +98,36 @@ def read_images(
     channels: int | None = None,
     dtype: torch.dtype = torch.float32,
     skip_unreadable: bool = False,
-) -> tuple[list[Tensor], list[Path], list[Path]]:
-    """Return all pictures of files and folders, their files, and those that could not be read.
+) -> list[Tensor]:
+    """Return all pictures of files and folders, in the order of `find_images`; a list, since sizes may differ.
 
     Args:
         places: See `find_images`.
         channels: See `read_image`.
         dtype: float32 or float64.
-        skip_unreadable: Leave out what cannot be read and name it, instead of raising.
+        skip_unreadable: Leave out what cannot be read, with a warning that names it, instead of raising.
 
     Raises:
         FileFormatError: A file cannot be read (all that cannot are named), or none can.
     """
     pictures: list[Tensor] = []
-    read: list[Path] = []
-    unreadable: list[Path] = []
-    for path in find_images(places):
+    broken: list[Path] = []
+    files = find_images(places)
+    for path in files:
         try:
             pictures.append(read_image(path, channels=channels, dtype=dtype))
-            read.append(path)
         except FileFormatError:
-            unreadable.append(path)
-    if unreadable and not (skip_unreadable and pictures):
-        named = ", ".join(map(str, unreadable[:8])) + (
-            f" and {len(unreadable) - 8} more" if len(unreadable) > 8 else ""
-        )
+            broken.append(path)
+    rest = len(broken) - 8
+    named = ", ".join(map(str, broken[:8])) + (f" and {rest} more" if rest > 0 else "")
+    if broken and not (skip_unreadable and pictures):
         raise FileFormatError(
-            f"{len(unreadable)} of {len(unreadable) + len(read)} files cannot be read as pictures: {named}; repair or "
-            "remove them, or skip what cannot be read"
+            f"{len(broken)} of {len(files)} files cannot be read as pictures: {named}; repair or remove them, or have "
+            "those left out that cannot be read: skip_unreadable=True (--skip-unreadable)"
         )
-    return pictures, read, unreadable
+    if broken:
+        warnings.warn(f"left out {len(broken)} of {len(files)} files: {named}", DSCWarning, stacklevel=2)
+    return pictures
 
 
 def image_bytes(picture: Tensor) -> bytes:

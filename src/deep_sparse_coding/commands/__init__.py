@@ -5,6 +5,7 @@ from .demo import demo as demo
 from .dispatch import Group as Group
 from .dispatch import dispatch as dispatch
 from .experiment import EXPERIMENT as EXPERIMENT
+from .learn import learn as learn
 from .prove import prove as prove
 from .solve import solve as solve
 
@@ -12,6 +13,7 @@ COMMANDS = Group(
     summary="Deep sparse coding with certificates.",
     commands={
         "demo": demo,
+        "learn": learn,
         "solve": solve,
         "prove": prove,
         "compile": compile_model,

@@ -55,11 +55,11 @@ def learn(
         quiet: Show no progress.
     """
     from ..dictionaries import save
+    from ..images import read_images
     from ..learning import LearningProgress, contrast_normalize
     from ..learning import learn as learn_model
-    from ..learning.files import read_images
 
-    pictures = read_images(images, color=color, skip_unreadable=skip_unreadable)
+    pictures = read_images(images, channels=3 if color else 1, skip_unreadable=skip_unreadable)
     if prepare == "contrast":
         pictures = [contrast_normalize(picture, sigma) for picture in pictures]
     if not quiet:

@@ -40,7 +40,7 @@ def solve(
 
     import deep_sparse_coding as dsc
 
-    from ..images import read_images
+    from ..images import find_images, read_images
     from ..solvers.files import save_codes
 
     dictionary = dsc.load(model)
@@ -48,7 +48,8 @@ def solve(
     first = cascade.layers[0]
     if not isinstance(first, dsc.ConvDictionary):
         raise dsc.DictionaryError(f"{model} begins with {first!r}; expected convolutional layers to code pictures with")
-    pictures, files, _ = read_images(images, channels=1 if first.channels == 1 else 3, dtype=first.dtype)
+    files = find_images(images)
+    pictures = read_images(files, channels=1 if first.channels == 1 else 3, dtype=first.dtype)
     sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
     if len(sizes) > 1:
         raise dsc.ShapeError(f"the pictures have the sizes {sizes}; expected one size: call the command for each")
