@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deep_sparse_coding.errors import FileFormatError, ParameterError, ShapeError
+from deep_sparse_coding.errors import DSCWarning, FileFormatError, ParameterError, ShapeError
 from deep_sparse_coding.images import find_images, image_bytes, read_image, read_images
 
 GRAY = (np.arange(12).reshape(3, 4) * 20).astype(np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
 from typing import Any
 
@@ -119,3 +121,10 @@ def test_a_failed_fit_leaves_what_was_learned_before() -> None:
     with pytest.raises(ValueError, match="lam"):
         learner.set_params(lam=1e3).fit(X)
     assert learner.components_ is components
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "deep_sparse_coding.estimators")
+    with pytest.raises(dsc.MissingExtraError, match=r"pip install 'deep_sparse_coding\[sklearn\]'"):
+        importlib.import_module("deep_sparse_coding.estimators")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...dictionaries import Cascade
 from ...dictionaries.random import generator
-from ...errors import DSCError, missing_extra
+from ...errors import missing_extra
 from ...learning import LearningResult, learn
 from ...problems import LayeredLasso
 from ...solvers import solve
@@ -99,7 +99,7 @@ def code_features(learned: LearningResult, images: Tensor, config: CodeConfig, a
         NotConvergedError: Codes of some image did not converge.
     """
     if not isinstance(learned.model, Cascade):
-        raise DSCError("the model is a single dictionary; expected a cascade")
+        raise TypeError("learning two layers gives a cascade")
     problem = LayeredLasso(learned.model, learned.lam)
     rows = []
     for start in range(0, len(images), _PART):
@@ -109,9 +109,7 @@ def code_features(learned: LearningResult, images: Tensor, config: CodeConfig, a
     return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
 
-def sklearn_features(
-    learned_from: Tensor, images: Tensor, config: CodeConfig, seed: int, advance: Advance
-) -> Tensor:
+def sklearn_features(learned_from: Tensor, images: Tensor, config: CodeConfig, seed: int, advance: Advance) -> Tensor:
     """Return pooled codes of patches under scikit-learn's online dictionary learning.
 
     The patches lie where the kernels of the first layer lie, and atoms, lam and pooling are those of the first layer.

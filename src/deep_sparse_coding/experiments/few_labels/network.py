@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ...dictionaries.random import generator
+from ..training.surroundings import seeded
 
 _BATCH = 64
 
@@ -23,8 +24,7 @@ def small_cnn(channels: int, size: int, classes: int, seed: int, width: int = 32
         seed: Of the weights.
         width: Features of the first block; the second has twice as many.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         return nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             nn.BatchNorm2d(width),
