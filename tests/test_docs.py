@@ -19,6 +19,7 @@ PAGES = [
     "how-to-read-a-guarantee.md",
     "sparse-training.md",
     "sparse-inference.md",
+    "learning.md",
 ]
 
 
