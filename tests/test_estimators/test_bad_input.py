@@ -102,6 +102,17 @@ def test_codes_that_did_not_converge_are_warned_of_with_the_remedy() -> None:
     assert caught[0].filename == __file__
 
 
+def test_a_sample_that_did_not_converge_is_named_though_it_is_in_a_later_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deep_sparse_coding.estimators.encoding._DENSE_ENTRIES", 10 * 6)
+    hard = np.zeros((40, 6))
+    hard[27] = 1e200  # its square is beyond the numbers
+    coder = SparseCoder(ROWS, sparse_output=True).fit(X)
+    with pytest.warns(ConvergenceWarning, match="1 of 40 samples did not converge; sample 27: left the range"):
+        codes = coder.transform(hard)
+    assert codes.shape == (40, 6)
+    assert codes[:27].nnz == 0
+
+
 def test_a_lam_that_leaves_nothing_is_warned_of_with_the_largest_that_does() -> None:
     coder = SparseCoder(ROWS, lam=10.0)
     largest = np.abs(X).max()

@@ -42,6 +42,8 @@ def test_no_tag_spares_a_check(estimator: Any) -> None:
     tags = get_tags(estimator)
     assert tags.requires_fit
     assert tags.input_tags.two_d_array
+    assert tags.transformer_tags is not None
+    assert tags.transformer_tags.preserves_dtype == ["float64", "float32"]
     spared = (tags.no_validation, tags.non_deterministic, tags._skip_test, tags.input_tags.allow_nan)
     assert not any(spared)
     checks = [check for _, check in estimator_checks_generator(estimator, mark=None)]

@@ -32,7 +32,7 @@ def seed_of(random_state: object) -> int:
         ValueError: Something else.
     """
     if random_state is None:
-        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        return int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(random_state, np.random.RandomState):
         return int(check_random_state(random_state).randint(2**31 - 1))
     return require_integer("random_state", random_state, minimum=0)
