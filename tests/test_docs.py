@@ -20,6 +20,8 @@ PAGES = [
     "sparse-training.md",
     "sparse-inference.md",
     "learning.md",
+    "pretrained.md",
+    "explain.md",
 ]
 
 

@@ -33,6 +33,13 @@ from .guarantees import Condition as Condition
 from .guarantees import Guarantee as Guarantee
 from .guarantees import Posterior as Posterior
 from .guarantees import certify as certify
+from .jobs import Denoised as Denoised
+from .jobs import Explanation as Explanation
+from .jobs import Inpainted as Inpainted
+from .jobs import anomaly_map as anomaly_map
+from .jobs import denoise as denoise
+from .jobs import explain as explain
+from .jobs import inpaint as inpaint
 from .learning import LearningHistory as LearningHistory
 from .learning import LearningProgress as LearningProgress
 from .learning import LearningResult as LearningResult
@@ -53,6 +60,8 @@ from .networks import export_onnx as export_onnx
 from .networks import to_cnn as to_cnn
 from .networks import to_transformer as to_transformer
 from .networks import unfold as unfold
+from .pretrained import load_pretrained as load_pretrained
+from .pretrained import pretrained_card as pretrained_card
 from .problems import BasisPursuit as BasisPursuit
 from .problems import Certificate as Certificate
 from .problems import JointLasso as JointLasso

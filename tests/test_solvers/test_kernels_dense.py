@@ -72,9 +72,11 @@ def test_equals_scikit_learn(seed: int) -> None:
             lasso = Lasso(tol=1e-14, max_iter=100_000, **options).fit(D, y).coef_
             lars = LassoLars(max_iter=10_000, **options).fit(D, y).coef_
             W = np.full((1, D.shape[1]), lam[i])
-            for other in (lasso, lars):
-                assert objective(D, y[None], X[i : i + 1], W) <= objective(D, y[None], other[None], W) * (1 + 1e-10)
-            np.testing.assert_allclose(X[i], lasso, atol=1e-5)
+            lowest = objective(D, y[None], X[i : i + 1], W)
+            reached = [objective(D, y[None], other[None], W) for other in (lasso, lars)]
+            assert lowest <= min(reached) * (1 + 1e-10)
+            if reached[0] <= lowest * (1 + 1e-12):  # on some drawn problems scikit-learn's descent does not converge
+                np.testing.assert_allclose(X[i], lasso, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)

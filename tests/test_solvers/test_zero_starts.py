@@ -126,7 +126,8 @@ def test_steps_write_into_no_codes_of_before(
         return after
 
     monkeypatch.setattr(kind, "step", step)
-    begin = start if len(start) > 1 else start[0]
+    first, *others = start
+    begin = start if others else first
     with pytest.warns(dsc.DSCWarning, match="lam is at or above lam_max"):
         solution = dsc.solve(problem, signal, kind(rounds=1), tol=1e-4, start=begin)
     assert len(made) >= 4 * len(start)

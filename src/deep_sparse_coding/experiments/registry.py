@@ -15,12 +15,13 @@ PLACES = (RUNS, Path("docs/results"))
 
 
 def experiments() -> Mapping[str, Experiment]:
-    """Return every experiment by name: the paper's figures and tables first, then the pictures of the theory."""
+    """Return every experiment by name: the paper's figures and tables, few labels, pictures of the theory."""
     from .classification import CLASSIFICATION
+    from .few_labels import FEW_LABELS
     from .segmentation import SEGMENTATION
     from .theory import THEORY
 
-    every = (*CLASSIFICATION, *SEGMENTATION, *THEORY)
+    every = (*CLASSIFICATION, *SEGMENTATION, *FEW_LABELS, *THEORY)
     names = [experiment.name for experiment in every]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:

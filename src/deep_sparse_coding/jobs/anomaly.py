@@ -23,15 +23,19 @@ def anomaly_map(
     signal: Tensor | None = None,
     *,
     sigma: float = 2.0,
-    kind: str = "surprise",
-    floor: float = 0.05,
+    kind: str = "energy",
+    floor: float = 1.0,
 ) -> Tensor:
     """Return how badly every place of an image is explained, 0 where the codes give it exactly.
 
-    With ``r = y - ŷ`` and g a Gaussian window, ``e_r = g * ‖r‖²`` and ``e_ŷ = g * ‖ŷ‖²``, norms over the channels. Kind
-    "energy" is ``e_r``. Kind "surprise" is ``-log(e / (e + e_r))`` with ``e = e_ŷ + floor·mean(e_ŷ)``: the negative
-    logarithm of the explained share of the energy, which does not rise with contrast; the floor keeps flat places from
-    counting for their noise.
+    With ``r = y - ŷ`` and g a Gaussian window, ``e_r = g * ‖r‖²`` and ``e_ŷ = g * ‖ŷ‖²``, norms over the channels.
+
+    Kind "energy" is ``e_r``. Codes of a Lasso leave about the same residual wherever atoms fit, whatever the contrast
+    there, for ``|Dᵀr| ≤ lam``; what stands out is what no atom resembles.
+
+    Kind "surprise" is ``-log(e / (e + e_r))`` with ``e = e_ŷ + floor·mean(e_ŷ)``: the negative logarithm of the
+    explained share of the energy. It also finds faint defects among faint structure, and the floor keeps it from
+    finding what is merely flat.
 
     Args:
         codes: A solution; or a tensor ``(*batch, atoms, ...)``; or, of a cascade, one tensor per layer: the deepest
@@ -39,7 +43,7 @@ def anomaly_map(
         model: The dictionary, or the cascade, that the codes belong to.
         signal: What was coded, ``(*batch, channels, H, W)``, 1-d and 3-d alike; of a solution its own.
         sigma: Width of the window in pixels: about half the width of what is looked for.
-        kind: "surprise" or "energy".
+        kind: "energy" or "surprise".
         floor: Share of the mean explained energy that is added, for "surprise".
 
     Returns:
@@ -53,7 +57,7 @@ def anomaly_map(
     sigma = require_number("sigma", sigma, minimum=0.0, strict=True)
     floor = require_number("floor", floor, minimum=0.0, strict=True)
     if kind not in KINDS:
-        raise ParameterError(f"kind is {kind!r}; expected 'surprise' or 'energy'")
+        raise ParameterError(f"kind is {kind!r}; expected 'energy' or 'surprise'")
     if isinstance(codes, Solution):
         signal = codes.signal if signal is None else signal
         codes = codes.codes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -41,9 +42,9 @@ class CodeConfig:
     atoms: tuple[int, int] = (32, 64)
     size: tuple[int, int] = (4, 3)
     stride: tuple[int, int] = (1, 1)
-    lam: tuple[float, float] = (0.3, 0.1)
-    epochs: int = 10
-    learned_from: int = 1000
+    lam: tuple[float, float] = (0.1, 0.1)
+    epochs: int = 5
+    learned_from: int = 500
     cells: int = 2
     tol: float = 1e-2
     encoder: str = "lasso_cd"
@@ -51,23 +52,31 @@ class CodeConfig:
 
 
 def pool(codes: Tensor, cells: int) -> Tensor:
-    """Return the means of positive and of negative parts of code maps over cells, ``(n, 2·atoms·cells²)``.
+    """Return roots of the means of positive and of negative parts of code maps over cells.
 
     Args:
         codes: ``(n, atoms, h, w)``.
         cells: So many by so many; 2 for quadrants.
 
+    Returns:
+        ``(n, 2·atoms·cells²)``. The root keeps a few large codes from outweighing all others.
+
     Source: Coates & Ng 2011, "The importance of encoding versus training with sparse coding and vector quantization".
     """
     split = torch.cat([codes.clamp_min(0), (-codes).clamp_min(0)], 1)
-    return F.adaptive_avg_pool2d(split, cells).flatten(1)
+    return F.adaptive_avg_pool2d(split, cells).flatten(1).sqrt()
 
 
 def principal_components(images: Tensor, count: int) -> Callable[[Tensor], Tensor]:
     """Return what takes images to their first principal components, learned from `images`."""
     flat = images.flatten(1).double()
     mean = flat.mean(0)
-    axes = torch.linalg.eigh((flat - mean).T @ (flat - mean)).eigenvectors.flip(1)[:, :count]
+    centered = flat - mean
+    if len(flat) < flat.shape[1]:  # of the two Gram matrices the smaller one
+        vectors = torch.linalg.eigh(centered @ centered.T).eigenvectors
+        axes = F.normalize(centered.T @ vectors.flip(1)[:, : min(count, len(flat) - 1)], dim=0)
+    else:
+        axes = torch.linalg.eigh(centered.T @ centered).eigenvectors.flip(1)[:, :count]
     return lambda other: (other.flatten(1).double() - mean) @ axes
 
 
@@ -128,11 +137,12 @@ def sklearn_features(learned_from: Tensor, images: Tensor, config: CodeConfig, s
         from sklearn.decomposition import MiniBatchDictionaryLearning
     except ImportError:
         raise missing_extra("scikit-learn", "sklearn", "its dictionary learning") from None
+    lam: Any = config.lam[0]  # their annotation says a whole number
     side, step = config.size[0], config.stride[0]
     chosen = torch.randperm(len(learned_from), generator=generator(seed))[: config.learned_from]
     learner = MiniBatchDictionaryLearning(
-        config.atoms[0], alpha=config.lam[0], fit_algorithm="cd", transform_algorithm=config.encoder,
-        transform_alpha=config.lam[0], max_iter=config.epochs, batch_size=512, random_state=seed,
+        config.atoms[0], alpha=lam, fit_algorithm="cd", transform_algorithm=config.encoder,
+        transform_alpha=lam, max_iter=config.epochs, batch_size=512, random_state=seed,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some patch's codes are not at its default tolerance of 1e-4

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import ParameterError, ShapeError
 
-PENALTIES = tuple(10.0**k for k in range(-4, 7))
+PENALTIES = tuple(10.0**k for k in range(-5, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +17,10 @@ class LinearClassifier:
     """``argmax_k ⟨w_k, (f - mean) / scale⟩ + b_k``.
 
     Attributes:
-        weight: ``(features, classes)``, of the standardized features.
+        weight: ``(features, classes)``, of the scaled features.
         bias: ``(classes,)``.
         mean: ``(features,)``.
-        scale: ``(features,)``.
+        scale: One number: the root mean square distance of the samples from their mean.
         penalty: The weight of ``‖W‖²`` that leaving one out chose.
         error: The mean squared error of leaving one out, at that penalty.
     """
@@ -28,7 +28,7 @@ class LinearClassifier:
     weight: Tensor
     bias: Tensor
     mean: Tensor
-    scale: Tensor
+    scale: float
     penalty: float
     error: float
 
@@ -42,8 +42,8 @@ def fit_linear(
 ) -> LinearClassifier:
     """Return the ridge classifier of targets 1 and -1, with the penalty of the smallest leave-one-out error.
 
-    With the features standardized and centered, ``K = F Fᵀ`` and ``H = K (K + a I)⁻¹ + 1/n``, the residual of sample i
-    that the others leave is ``(y - ŷ)_i / (1 - H_ii)``, exactly.
+    With the features F centered and divided by one number, ``K = F Fᵀ`` and ``H = K (K + a I)⁻¹ + 1/n``, the residual
+    at sample i of what is fitted to the others is ``(y - ŷ)_i / (1 - H_ii)``, exactly.
 
     Args:
         features: ``(n, features)``, float64.
@@ -65,9 +65,9 @@ def fit_linear(
     if not penalties:
         raise ParameterError("penalties is empty; expected at least one number above 0")
     count = len(features)
-    mean, scale = features.mean(0), features.std(0)
-    # What hardly varies in these samples is left small, not blown up.
-    scale = scale.clamp_min(max(1e-2 * float(scale.mean()), 1e-12))
+    mean = features.mean(0)
+    # One number for all features: so few samples cannot tell which of those that hardly vary are to be blown up.
+    scale = max(float((features - mean).square().sum(1).mean().sqrt()), 1e-12)
     matrix = (features - mean) / scale
     targets = torch.full((count, classes), -1.0, dtype=matrix.dtype)
     targets[torch.arange(count), labels] = 1.0
