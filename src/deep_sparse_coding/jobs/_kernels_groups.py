@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
 from deep_sparse_coding.solvers._kernels_jit import entry, jit
 from deep_sparse_coding.solvers._kernels_support import Floats
+
+forget_stale_kernels()
 
 
 @entry

@@ -9,6 +9,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 
 @njit(cache=True)
 def correlate_codes(

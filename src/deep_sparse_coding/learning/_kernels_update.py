@@ -11,6 +11,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 Floats = NDArray[np.float64]
 Three = tuple[int, int, int]
 

@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_dense import CHUNK, plain, prepare, run_chunks
 from ._kernels_gap import GROUPS, exact_ratios, ratios
-from ._kernels_support import Floats, Singles, copy, correlate, dot, jit, residual
+from ._kernels_jit import entry, uncollected
+from ._kernels_support import Floats, Singles, copy, correlate, dot, exponent, residual
+
+forget_stale_kernels()
 
 _BLOCK = 16  # signals whose correlations are computed together
 _ROUNDING = 2.0**-24  # of float32
 
 
-@jit
+@entry
 def _assess_chunk(
     D32: Singles,
     DT: Floats,
@@ -36,16 +41,14 @@ def _assess_chunk(
     tops: Singles,
     bits: Any,
     top_bits: Any,
+    room: Any,
 ) -> None:
     """Assess the signals of a chunk; NaN stands for a gap that is left to the plain assessor."""
     m, d = DT.shape
     n, masked = Y.shape[0], masks.shape[0] > 0
-    single, corr = np.empty((_BLOCK, d), np.float32), np.empty((_BLOCK, m), np.float32)
-    R, exponents, squares = np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64), np.empty((_BLOCK, 2))
-    g, w, coef, counts = np.empty(m), np.empty(m), np.empty((_BLOCK, m)), np.empty(_BLOCK, np.int64)
-    scale, approx = np.zeros(ratio.size, np.float32), np.zeros(ratio.size, np.float32)
-    used, inside = np.empty((_BLOCK, m), np.uint32), np.zeros(m, np.bool_)
-    mask, bare, ready = np.ones(d), np.empty(d), np.zeros(0, np.bool_)
+    single, corr, R, squares, columns, coef, lines, scales, used, flags, counts, exponents = room
+    g, w, scale, approx, inside, ready = columns[0], columns[1], scales[0], scales[1], flags[0], flags[0][:0]
+    mask, bare, never = lines[0], lines[1], n < 0
     before, steepest = np.nan, np.inf
     for first in range(0, n, _BLOCK):
         end = min(first + _BLOCK, n)
@@ -63,10 +66,7 @@ def _assess_chunk(
             residual(DT, y, mask, masked, sup, sup_x, count, r, bare)
             squares[i - first, 0] = dot(bare, bare) if masked else dot(r, r)
             squares[i - first, 1] = dot(bare, y) if masked else dot(r, y)
-            top = 0.0
-            for k in range(d):
-                top = max(top, abs(r[k]))
-            exponents[i - first] = min(max(math.frexp(top)[1], -1000), 1000) if 0.0 < top < np.inf else 0
+            exponents[i - first] = exponent(r)
             down = math.ldexp(1.0, -exponents[i - first])
             for k in range(d):
                 single[i - first, k] = r[k] * down
@@ -105,7 +105,7 @@ def _assess_chunk(
                 # Ratios below 1/best do not bound the dual point, those below the largest known do not matter.
                 bar = max(worst, 1.0 / best if best > 0.0 else 0.0, largest - 2.0 * error * steepest)
                 found = exact_ratios(
-                    DT, DT, ready, r, w, scale, error, steepest, bar, False, inside, nonnegative, g, ratio, tops
+                    DT, DT, ready, r, w, scale, error, steepest, bar, never, inside, nonnegative, g, ratio, tops
                 )  # fmt: skip
                 worst = max(worst, found)
                 alpha = min(best, 1.0 / worst) if worst > 0.0 else best
@@ -116,6 +116,17 @@ def _assess_chunk(
                 gap[i] = total
             for k in range(count):
                 inside[sup[k]] = False
+
+
+def _room(d: int, m: int) -> tuple[Any, ...]:
+    """Return the arrays that work on a chunk needs. Made here, since compiling this in a kernel takes seconds."""
+    padded = -(-m // GROUPS) * GROUPS
+    return (
+        *(np.empty((_BLOCK, d), np.float32), np.empty((_BLOCK, m), np.float32)),
+        *(np.empty((_BLOCK, d)), np.empty((_BLOCK, 2)), np.empty((2, m)), np.empty((_BLOCK, m)), np.empty((2, d))),
+        *(np.zeros((2, padded), np.float32), np.empty((_BLOCK, m), np.uint32), np.zeros((1, m), np.bool_)),
+        *(np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)),
+    )
 
 
 def assess_batch(
@@ -163,8 +174,9 @@ def assess_batch(
         _assess_chunk(
             D32, DT, Y[part], X[part] if exact else X[part].astype(np.float64), masks[part], lam[part],
             weights[part] if len(weights) > 1 else weights, norms, bool(nonnegative), objective[part], gap[part],
-            ratio, tops, ratio.view(np.int32), tops.view(np.int32)
+            ratio, tops, ratio.view(np.int32), tops.view(np.int32), _room(d, m)
         )  # fmt: skip
 
-    run_chunks(work, n, threads)
+    with uncollected(_assess_chunk):
+        run_chunks(work, n, threads)
     return objective, gap

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._kernels_support import Floats, dot, jit, subtract_rows
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+from ._kernels_jit import entry, jit, uncollected
+from ._kernels_support import Floats, dot, subtract_rows
+
+forget_stale_kernels()
 
 CHUNK = 256  # signals a thread takes at once
 
@@ -22,7 +27,7 @@ def residual_energy(DT: Floats, y: Floats, chosen: Any, gamma: Floats, count: in
     return dot(r, r)
 
 
-@jit
+@entry
 def _measure_chunk(DT: Floats, Y: Floats, codes: Floats, lo: int, hi: int, energy: Floats, counts: Any) -> None:
     # One place more than atoms: every entry is written, and stays if it is not zero. A branch would be guessed wrong.
     room = DT.shape[0] + 1
@@ -52,7 +57,8 @@ def measure_codes(D: Floats, Y: Floats, codes: Floats, threads: int) -> tuple[Fl
     def work(lo: int) -> None:
         _measure_chunk(DT, Y, codes, lo, min(lo + CHUNK, len(Y)), energy, counts)
 
-    in_chunks(work, len(Y), threads)
+    with uncollected(_measure_chunk):
+        in_chunks(work, len(Y), threads)
     return energy, counts
 
 

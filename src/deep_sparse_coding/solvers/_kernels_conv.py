@@ -27,10 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_correlate import Integers, Reals
 from ._kernels_image import Entries, Spread, Work, alone
 from ._kernels_lists import find, scatter
 from ._kernels_windows import GROUP, Grid
+
+forget_stale_kernels()
 
 Floats = NDArray[np.float64]
 

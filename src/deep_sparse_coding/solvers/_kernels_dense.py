@@ -29,7 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_gap import GROUPS, SLACK, exact_ratios, largest_inside, ratios, relative_gap, violation
+from ._kernels_jit import entry, uncollected
 from ._kernels_set import compact, extend, larger, sweep
 from ._kernels_support import (
     Floats,
@@ -37,8 +40,8 @@ from ._kernels_support import (
     copy,
     correlate,
     dot,
+    exponent,
     fetch,
-    jit,
     masked_norms,
     newton,
     normalized,
@@ -49,6 +52,8 @@ from ._kernels_support import (
     unit_atoms,
     update_support,
 )
+
+forget_stale_kernels()
 
 CHUNK = 64  # signals a thread takes at once
 _BLOCK = 16  # signals whose correlations are computed together, so that D streams through the cache once for all
@@ -67,7 +72,7 @@ _STALE = 1.5  # a working set this many times as large as the support is cut dow
 _IDLE = 8  # certificates in a row without progress that end the work on a signal
 
 
-@jit
+@entry
 def _solve_chunk(
     D32: Singles,
     D: Floats,
@@ -93,27 +98,26 @@ def _solve_chunk(
     tops: Singles,
     bits: Any,
     top_bits: Any,
+    room: Any,
 ) -> None:
     """Solve signals lo..hi. Compact quantities (x, gw, w, iq, G) are ordered by the working set W; A points into it."""
     d, m = D32.shape
     lazy, masked = gram.shape[0] == 0, masks.shape[0] > 0
-    cap = min(m, _START_SIZE)
+    corr, single, scaled, g_row, r_row, places, flags, exponents = room
+    # Floats that inner loops use are allocated here: only then does the compiler know that they do not overlap.
+    cap, padded = min(m, _START_SIZE), ratio.size
     G = np.empty((cap, row_length(cap)))
     U = np.empty((cap, row_length(cap)))
-    block = 1 if lazy else _BLOCK
-    corr, single = np.empty((block, m), np.float32), np.empty((block, d), np.float32)
-    scaled, exponents = np.empty((_BLOCK, d)), np.empty(_BLOCK, np.int64)
-    padded = ratio.size
-    g_row, r_row = np.zeros((1, padded), np.float32), np.empty((1, d), np.float32)
-    approx, coef = g_row[0], np.empty(m, np.float32)
-    scale = np.zeros(padded, np.float32)
+    approx, scale, coef = np.empty(padded, np.float32), np.empty(padded, np.float32), np.empty(m, np.float32)
+    for j in range(m, padded):
+        approx[j], scale[j] = 0, 0
     r, g, full_w, sup_x = np.empty(d), np.empty(m), np.empty(m), np.empty(m)
     slope, floor, own = np.empty(m), np.empty(m), norms
     x, gw, w, iq, v, inv = np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m), np.empty(m)
-    W, A, sup = np.empty(m, np.uint32), np.empty(m, np.uint32), np.empty(m, np.uint32)
-    inside, seen = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
+    W, A, sup = places[0], places[1], places[2]
+    inside, seen = flags[0], flags[1]
     # With a mask r is M times the residual M(y - Dx), so that its products with the atoms of D are the gradient.
-    mask, square, plain = np.ones(d), np.empty(d if masked else 0), np.empty(d if masked else 0)
+    mask, square, plain = Y[0], np.empty(d if masked else 0), np.empty(d if masked else 0)
     steepest = top_mask = 1.0
     row, any_free = weights[0], False
     for i in range(lo, hi):
@@ -121,11 +125,7 @@ def _solve_chunk(
         if slot == 0:
             end = min(i + _BLOCK, hi)
             for e in range(i, end):
-                top = 0.0
-                for k in range(d):
-                    top = max(top, abs(Y[e, k]))
-                # Solve at scale one and scale back: with a power of two neither rounds, and no square overflows.
-                exponents[e - i] = min(max(math.frexp(top)[1], -1000), 1000) if top > 0.0 else 0
+                exponents[e - i] = exponent(Y[e])
                 down = math.ldexp(1.0, -exponents[e - i])
                 for k in range(d):
                     scaled[e - i, k] = Y[e, k] * down
@@ -155,7 +155,7 @@ def _solve_chunk(
             if 0.0 < lam < 1e-200:  # beyond any influence on codes of scale one, and 1/lam would overflow
                 lam = 1e-200
             if step > 0 and size > _STALE * count:
-                size = fresh = compact(G, iq, x, gw, W, size, A, n, seen, inside)
+                size = fresh = compact(G, iq, x, gw, W, size, A, n, seen, inside, places[3], places[4])
             over_lam = 1.0 / lam if lam > 0.0 else 0.0
             free = any_free or lam == 0.0
             for j in range(m):
@@ -179,7 +179,8 @@ def _solve_chunk(
             for k in range(size):
                 scale[W[k]], w[k] = 0.0, full_w[W[k]]
             if masked and free:
-                own = masked_norms(DT, square)
+                own = np.empty(m)
+                masked_norms(DT, square, own)
             done = idle = 0
             grew, started, last, exact = True, False, False, known
             best, rel = np.inf, 0.0
@@ -189,7 +190,7 @@ def _solve_chunk(
                     G, U = larger(G, size, cap), larger(U, n, cap)
                 if fresh > size:
                     for k in range(size, fresh):
-                        fetch(D, DT, ready, W[k])
+                        fetch(D, DT, ready, np.int64(W[k]))
                     extend(G, iq, W, size, fresh, gram, DT, square)
                 for k in range(size, fresh):
                     inside[W[k]], scale[W[k]], w[k] = True, 0.0, full_w[W[k]]
@@ -231,6 +232,7 @@ def _solve_chunk(
                         residual(DT, y, mask, masked, sup, sup_x, count, r, plain)
                         copy(r, d, r_row[0])
                         correlate(D32, r_row, np.int64(1), g_row)
+                        copy(g_row[0], m, approx)
                     else:
                         copy(corr[slot], m, approx)
                         subtract_rows(gram32, sup, coef, count, approx[:m])
@@ -291,9 +293,19 @@ def plain(a: Floats) -> Floats:
 def prepare(D: Floats, threads: int | None) -> tuple[Floats, Floats, Singles]:
     """Return the norms of the atoms, one over them (0 for atoms of zero), and the atoms over their norms in float32."""
     m = D.shape[1]
-    norms, D32 = np.empty(m), np.empty(D.shape, np.float32)
-    run_chunks(lambda lo: unit_atoms(D, lo, min(lo + _PART, m), norms, D32), m, threads, _PART)
-    return norms, np.divide(1.0, norms, out=np.zeros(m), where=norms > 0), D32
+    norms, unit, D32 = np.empty(m), np.empty(m), np.empty(D.shape, np.float32)
+    with uncollected(unit_atoms):
+        run_chunks(lambda lo: unit_atoms(D, lo, min(lo + _PART, m), norms, unit, D32), m, threads, _PART)
+    return norms, unit, D32
+
+
+def _room(d: int, m: int, block: int) -> tuple[Any, ...]:
+    """Return further arrays for work on a chunk. Made here, since compiling this in a kernel takes seconds."""
+    return (
+        *(np.empty((block, m), np.float32), np.empty((block, d), np.float32), np.empty((_BLOCK, d))),
+        *(np.empty((1, m), np.float32), np.empty((1, d), np.float32)),
+        *(np.empty((5, m), np.uint32), np.zeros((2, m), np.bool_), np.empty(_BLOCK, np.int64)),
+    )
 
 
 def run_chunks(work: Callable[[int], None], count: int, threads: int | None, size: int = CHUNK) -> None:
@@ -358,7 +370,8 @@ def solve_batch(
     masks = plain(np.empty((0, d)) if masks is None else masks)
     norms, unit, D32 = prepare(D, threads)
     gram32 = np.empty(gram.shape, np.float32)
-    normalized(gram, unit, unit, gram32)
+    with uncollected(normalized):
+        normalized(gram, unit, unit, gram32)
     # Few signals use few of many atoms: columns are copied as they come into use. One chunk, so one thread, fills them.
     penalized = bool(lams.size) and bool(weights.size) and lams.min() > 0.0 and weights.min() > 0.0
     few = not gram.size and n <= CHUNK and n * _COLUMNS_EACH <= m and penalized and not masks.size
@@ -367,13 +380,18 @@ def solve_batch(
     steps = len(lams)
     codes, rounds, gap = np.zeros((steps, n, m)), np.zeros((steps, n), np.int64), np.zeros((steps, n))
 
+    rooms: list[tuple[Any, ...]] = []  # for the next chunks; as many as there are threads
+
     def work(lo: int) -> None:
         hi = min(lo + CHUNK, n)
+        room = rooms.pop() if rooms else _room(d, m, _BLOCK if gram.size else 1)
         ratio, tops = np.zeros(-(-m // GROUPS) * GROUPS, np.float32), np.zeros(GROUPS, np.float32)
         _solve_chunk(
             D32, D, DT, ready, gram32, gram, Y, masks, lams, weights, norms, start, bool(nonnegative), float(tol),
-            int(max_rounds), lo, hi, codes, rounds, gap, ratio, tops, ratio.view(np.int32), tops.view(np.int32)
+            int(max_rounds), lo, hi, codes, rounds, gap, ratio, tops, ratio.view(np.int32), tops.view(np.int32), room
         )  # fmt: skip
+        rooms.append(room)
 
-    run_chunks(work, n, threads)
+    with uncollected(_solve_chunk):
+        run_chunks(work, n, threads)
     return (codes, rounds, gap) if np.ndim(lam) == 2 else (codes[0], rounds[0], gap[0])

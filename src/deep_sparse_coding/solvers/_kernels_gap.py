@@ -1,5 +1,9 @@
 """Compiled measures of how far codes are from the best: ratios |g_j|/w_j, the duality gap, KKT violations.
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 The parts of `_kernels_dense.py` that look at gradients. numba's cache on disk looks at the calling function's file
 only: after a change here, touch that file too.
 """
@@ -11,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ._kernels_support import Floats, Indices, copy, dot, fetch, jit
+from ._kernels_jit import jit
+from ._kernels_support import Floats, Indices, dot, fetch
 
 GROUPS = 64  # of atoms j, j + 64, …; the largest ratio of each is known, so that a search passes over the others
 SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding
@@ -32,12 +37,15 @@ def ratios(g: Any, scale: Any, nonnegative: bool, ratio: Any, tops: Any, bits: A
     else:
         for j in range(g.size):
             ratio[j] = abs(g[j]) * scale[j]
-    copy(bits, GROUPS, top_bits)
-    for first in range(GROUPS, bits.size, GROUPS):
-        for b in range(GROUPS):
+    # Of a constant number of groups the loop would be unrolled, and numbers gathered from afar.
+    groups = np.uint64(top_bits.size)
+    for b in range(groups):
+        top_bits[b] = bits[b]
+    for first in range(groups, np.uint64(bits.size), groups):
+        for b in range(groups):
             top_bits[b] = max(top_bits[b], bits[first + b])
     largest = _ZERO
-    for b in range(GROUPS):
+    for b in range(groups):
         largest = max(largest, tops[b])
     return float(largest)
 

@@ -1,5 +1,9 @@
 """Compiled orthogonal matching pursuit for dense dictionaries: correlations from the Gram matrix, a growing factor.
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 Atoms have norm one here. For every signal neither the residual nor the orthonormal directions q_t of the chosen atoms
 are formed, only ``u_t = Dᵀq_t = (G_k - Σ_a u_a[k] u_a)/ρ_t``: then ``Dᵀr`` falls by ``z_t u_t`` with
 ``z_t = d_kᵀr/ρ_t``, and ``‖r‖²`` by ``z_t²``.
@@ -22,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._kernels_codes import CHUNK, in_chunks, residual_energy
-from ._kernels_support import Floats, Singles, correlate, dot, jit, row_length, subtract_rows
+from ._kernels_jit import entry, jit, uncollected
+from ._kernels_support import Floats, Singles, correlate, dot, row_length, subtract_rows
 
+_BLOCK = 16  # signals whose correlations are computed together
 _SPAN = 1e-12  # a squared pivot below this: the atom lies in the span of those chosen
 _CANCELS = 1e-6  # below this share of ‖y‖² the running ‖r‖² is not trusted
 _REFINE = 1e-4  # where a squared pivot falls below this, the coefficients are refined once
@@ -173,7 +179,8 @@ def _choose(
     """Choose atoms in float32 from alpha = Dᵀy, ‖y‖ = 1; their number, or -1 if float64 might choose others."""
     one, floor = np.float32(1), np.float32(1e-6)
     error, count, worst = 1.0, 0, 1.0
-    norms[:] = one
+    if forward:  # else they are one and stay so
+        norms[:] = one
     for j in range(alpha.size):
         score[j] = abs(alpha[j])
     while count < sparsity and (limit == 0.0 or error > limit):
@@ -274,7 +281,7 @@ def _choose_exactly(
     return count
 
 
-@jit
+@entry
 def _pursue_chunk(
     D: Singles,
     DT: Floats,
@@ -294,31 +301,38 @@ def _pursue_chunk(
     L, z = np.empty((sparsity, row_length(sparsity))), np.empty(sparsity)
     gamma, step, w = np.empty(sparsity), np.empty(sparsity), np.empty(sparsity)
     chosen, order = np.empty(sparsity, np.uint32), np.empty(sparsity, np.uint32)
-    y, r, y32 = np.empty(d), np.empty(d), np.empty((1, d), np.float32)
+    ys, r, y32 = np.empty((_BLOCK, d)), np.empty(d), np.empty((_BLOCK, d), np.float32)
     U32, w32 = np.empty((sparsity, single.shape[1]), np.float32), np.empty(sparsity, np.float32)
-    alpha32, score32, norms32 = np.empty((1, m), np.float32), np.empty(m, np.float32), np.empty(m, np.float32)
+    alpha32, norms32 = np.empty((_BLOCK, m), np.float32), np.ones(m, np.float32)
+    score32 = np.empty(m, np.float32)
     bits32 = score32.view(np.int32)
     # Only signals that float32 does not decide need these.
     U, dropped = np.empty((0, 0)), np.empty(m, np.uint32)
     alpha, score, norms = np.empty(m), np.empty(m), np.empty(m)
     bits = score.view(np.int64)
     numbers, edge = np.arange(m).astype(np.int32), np.empty(1, np.float32)
-    edge_bits = edge.view(np.int32)
+    edge_bits, scales = edge.view(np.int32), np.empty(_BLOCK)
     for k in range(sparsity):
         order[k] = k
     for i in range(lo, hi):
-        scale = math.sqrt(dot(Y[i], Y[i]))
+        slot = (i - lo) % _BLOCK
+        if slot == 0:
+            end = min(i + _BLOCK, hi)
+            for e in range(i, end):
+                scales[e - i] = math.sqrt(dot(Y[e], Y[e]))
+                down = 1.0 / scales[e - i] if scales[e - i] > 0.0 else 0.0
+                for k in range(d):
+                    ys[e - i, k] = Y[e, k] * down
+                    y32[e - i, k] = ys[e - i, k]
+            correlate(D, y32, end - i, alpha32)
+        scale, y = scales[slot], ys[slot]
         if scale == 0.0:
             continue
-        for k in range(d):
-            y[k] = Y[i, k] / scale
-            y32[0, k] = y[k]
         limit = (limits[i] / scale) ** 2
         count = -1
         if limit == 0.0 or limit > _SINGLE_LIMIT:
-            correlate(D, y32, 1, alpha32)
             count = _choose(
-                single, alpha32[0], limit, sparsity, forward, U32, w32, score32, bits32, norms32, numbers, edge,
+                single, alpha32[slot], limit, sparsity, forward, U32, w32, score32, bits32, norms32, numbers, edge,
                 edge_bits, order, chosen,
             )  # fmt: skip
         if count < 0:
@@ -361,7 +375,7 @@ def pursue_batch(
     inverse = np.divide(1.0, lengths, out=np.zeros(m), where=lengths > 0)
     D = D * inverse
     gram = D.T @ D
-    single = np.zeros((m, 2 * row_length((m + 1) // 2)), np.float32)  # rows of an odd number of cache lines
+    single = np.zeros((m, 2 * row_length.py_func((m + 1) // 2)), np.float32)  # rows of an odd number of cache lines
     single[:, :m] = gram
     D32, DT = np.ascontiguousarray(D, np.float32), np.ascontiguousarray(D.T)
     Y, limits = (np.require(a, np.float64, ("C_CONTIGUOUS", "WRITEABLE")) for a in (Y, limits))
@@ -371,5 +385,6 @@ def pursue_batch(
         hi = min(lo + CHUNK, n)
         _pursue_chunk(D32, DT, single, gram, inverse, Y, limits, int(sparsity), bool(forward), lo, hi, codes, counts)
 
-    in_chunks(work, n, threads)
+    with uncollected(_pursue_chunk):
+        in_chunks(work, n, threads)
     return codes, counts

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_correlate import KERNELS, SPAN, Integers, Reals, correlate_rows, phases, span, taps
 from ._kernels_lists import (
     advance,
@@ -24,6 +26,8 @@ from ._kernels_lists import (
     sums,
 )
 from ._kernels_windows import Grid, correlate_strips, subtract_strips, sweep_strips
+
+forget_stale_kernels()
 
 # Calls work(i, count) for i below count, at once or one by one, and waits for all.
 Spread = Callable[[Callable[[int, int], None]], None]

@@ -31,8 +31,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_joint_image import Layer, Spread, Work, alone
 from ._kernels_joint_windows import GROUP, Integers, Lines, Reals
+
+forget_stale_kernels()
 
 Floats = NDArray[np.float64]
 

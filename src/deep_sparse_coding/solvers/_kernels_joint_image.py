@@ -10,8 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from . import _kernels_joint_lists as lists
 from ._kernels_joint_windows import LANES, TILE, Lines, Reals, gradient_rows
+
+forget_stale_kernels()
 
 # Calls work(i, count) for i below count, at once or one by one, and waits for all.
 Spread = Callable[[Callable[[int, int], None]], None]

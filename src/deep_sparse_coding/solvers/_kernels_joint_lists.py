@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_joint_windows import Integers, Lines, Reals, jit, window_dot, window_subtract
+
+forget_stale_kernels()
 
 
 @jit

@@ -20,6 +20,10 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 Reals = NDArray[Any]  # float32 or float64: every pass is compiled for the precision it is called in
 Integers = NDArray[np.int64]
 

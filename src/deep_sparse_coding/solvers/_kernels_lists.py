@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_correlate import VECTOR, Integers, Reals, above, jit, trailing_zeros
 from ._kernels_windows import Grid
+
+forget_stale_kernels()
 
 
 @jit

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ._kernels_support import Floats, Indices, dot, dot_under, jit, row_length
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+from ._kernels_jit import jit
+from ._kernels_support import Floats, Indices, dot, dot_under, row_length
+
+forget_stale_kernels()
 
 
 @jit
@@ -25,16 +30,26 @@ def larger(M: Floats, used: int, cap: int) -> Floats:
 
 @jit
 def compact(
-    G: Floats, iq: Floats, x: Floats, g: Floats, W: Indices, size: int, A: Indices, n: int, seen: Any, inside: Any
+    G: Floats,
+    iq: Floats,
+    x: Floats,
+    g: Floats,
+    W: Indices,
+    size: int,
+    A: Indices,
+    n: int,
+    seen: Any,
+    inside: Any,
+    place: Indices,
+    fresh: Indices,
 ) -> int:
     """Drop the atoms from the working set that are zero and not in the ordered support A; its new size.
 
-    The factor stays as it is: the order of A does not change, only where it points.
+    The factor stays as it is: the order of A does not change, only where it points. `place` and `fresh` are room.
     """
     for k in range(n):
         seen[A[k]] = True
     kept = np.int64(0)
-    place, fresh = np.empty(size, np.uint32), np.empty(size, np.uint32)
     for a in range(size):
         if seen[a] or x[a] != 0.0:
             seen[a] = False

@@ -9,9 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+from ._kernels_jit import entry, jit
+
+forget_stale_kernels()
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -22,8 +27,6 @@ _PIVOT = 1e-13  # a squared pivot below this share of ‖d_j‖² is rounding: t
 # negative (wrapped) indices, and that turns plain loads into gathers.
 _ONE = np.uint64(1)
 _COLUMNS = 512  # columns of D that are correlated at once
-
-jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
 @jit
@@ -133,10 +136,13 @@ def fetch(D: Floats, DT: Floats, ready: Any, j: int) -> None:
         ready[j] = True
 
 
-@jit
-def unit_atoms(D: Floats, lo: int, hi: int, norms: Floats, out: Singles) -> None:
-    """Norms of the atoms lo..hi, and these over their norms in float32, a cache full of columns at a time."""
-    d, unit = D.shape[0], np.empty(_COLUMNS)
+@entry
+def unit_atoms(D: Floats, lo: int, hi: int, norms: Floats, unit: Floats, out: Singles) -> None:
+    """Norms of the atoms lo..hi, one over them (0 for atoms of zero), and the atoms over their norms in float32.
+
+    A cache full of columns at a time.
+    """
+    d = D.shape[0]
     for start in range(lo, hi, _COLUMNS):
         first, end = np.uint64(start), np.uint64(min(start + _COLUMNS, hi))
         for j in range(first, end):
@@ -146,18 +152,33 @@ def unit_atoms(D: Floats, lo: int, hi: int, norms: Floats, out: Singles) -> None
                 norms[j] += D[k, j] * D[k, j]
         for j in range(first, end):
             norms[j] = math.sqrt(norms[j])
-            unit[j - first] = 1.0 / norms[j] if norms[j] > 0.0 else 0.0
+            unit[j] = 1.0 / norms[j] if norms[j] > 0.0 else 0.0
         for k in range(d):
             for j in range(first, end):
-                out[k, j] = D[k, j] * unit[j - first]
+                out[k, j] = D[k, j] * unit[j]
 
 
-@jit
+@entry
 def normalized(M: Floats, left: Floats, right: Floats, out: Singles) -> None:
     """out[i, j] = left[i]·M[i, j]·right[j], in float32."""
     for i in range(M.shape[0]):
         for j in range(M.shape[1]):
             out[i, j] = left[i] * M[i, j] * right[j]
+
+
+@jit
+def exponent(values: Floats) -> int:
+    """The power of two just above the largest size of a value, and 0 for values that are zero or not finite.
+
+    Work at scale one and scale back: with a power of two neither rounds, and no square overflows.
+    """
+    top = 0.0
+    for k in range(values.size):
+        top = max(top, abs(values[k]))
+    if not 0.0 < top < np.inf:
+        return 0
+    power = np.int64(math.frexp(top)[1])
+    return int(min(max(power, -1000), 1000))
 
 
 @jit
@@ -170,12 +191,10 @@ def dot_under(a: Floats, b: Floats, square: Floats) -> float:
 
 
 @jit
-def masked_norms(DT: Floats, square: Floats) -> Floats:
+def masked_norms(DT: Floats, square: Floats, out: Floats) -> None:
     """‖M d_j‖ of every atom."""
-    out = np.empty(DT.shape[0])
     for j in range(out.size):
         out[j] = math.sqrt(dot_under(DT[j], DT[j], square))
-    return out
 
 
 @jit
@@ -328,7 +347,18 @@ def newton(
         if singular:
             for k in range(p):
                 v[k] = -U[k, p]
-            back(U, inv, v, p)
+        else:
+            for k in range(n):
+                a = A[k]
+                v[k] = g[a] - w[a] * (1.0 if x[a] > 0 or nonnegative else -1.0)
+            for k in range(n):
+                v[k] *= inv[k]
+                s = v[k]
+                for j in range(np.uint64(k + 1), np.uint64(n)):
+                    v[j] -= s * U[k, j]
+        back(U, inv, v, p)
+        count, limit = p, 1.0
+        if singular:
             v[p] = 1.0
             count = p + 1
             slope = 0.0
@@ -341,18 +371,6 @@ def newton(
                     v[k] = -v[k]
             curvature = max(U[p, p], 0.0)
             limit = slope / curvature if curvature > 0 else np.inf
-        else:
-            count = n
-            for k in range(n):
-                a = A[k]
-                v[k] = g[a] - w[a] * (1.0 if x[a] > 0 or nonnegative else -1.0)
-            for k in range(n):
-                v[k] *= inv[k]
-                s = v[k]
-                for j in range(np.uint64(k + 1), np.uint64(n)):
-                    v[j] -= s * U[k, j]
-            back(U, inv, v, n)
-            limit = 1.0
         leaving = -1
         step = limit
         for k in range(count):
@@ -363,17 +381,15 @@ def newton(
                 if t < step:
                     step = t
                     leaving = k
-        if leaving < 0 and not singular:
-            move(G, A, n, 1.0, v, x, g, size)
-            return n, valid
-        if leaving >= 0:
+        if step < np.inf:
             move(G, A, count, step, v, x, g, size)
+        if leaving >= 0:
             x[A[leaving]] = 0.0
-        else:
+        elif singular:
             # Nothing leaves along the null direction: entry p keeps its value and is left out of this solve.
-            if step < np.inf:
-                move(G, A, count, step, v, x, g, size)
             leaving = p
+        else:
+            return n, valid
         valid = remove(U, inv, A, n, valid, leaving)
         n -= 1
     return n, valid

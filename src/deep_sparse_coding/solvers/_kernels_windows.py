@@ -17,7 +17,11 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_correlate import Integers, Reals, jit
+
+forget_stale_kernels()
 
 GROUP = 8  # entries of a kernel line that are multiplied together
 _UNROLLED = 4  # lines of a window at a time, a power of two

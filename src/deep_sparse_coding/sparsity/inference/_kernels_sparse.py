@@ -8,6 +8,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels()
+
 Reals = NDArray[Any]  # float32 or float64: every pass is compiled for the precision it is called in
 Integers = NDArray[np.int64]
 
