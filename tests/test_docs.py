@@ -22,6 +22,7 @@ PAGES = [
     "learning.md",
     "pretrained.md",
     "explain.md",
+    "denoising.md",
 ]
 
 
