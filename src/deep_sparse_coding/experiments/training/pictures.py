@@ -123,7 +123,7 @@ def draw_layers(record: Record, folder: Path) -> Path:
         axes.set_xticks(range(1, longest + 1, max(longest // 12, 1)))
         axes.set_xlabel("activation, from the image to the scores")
         axes.set_ylabel("zeros, test split, %")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return save_figure(figure, folder / "zeros-per-layer.png", record)
 
 
