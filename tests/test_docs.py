@@ -22,7 +22,6 @@ PAGES = [
     "learning.md",
     "pretrained.md",
     "explain.md",
-    "denoising.md",
 ]
 
 
@@ -66,3 +65,8 @@ def test_every_status_is_explained_with_its_message_and_remedy(status: dsc.Statu
     if status != dsc.Status.CONVERGED:
         remedy = re.split(r"[;:] ", message)[-1]
         assert remedy in row, remedy
+
+
+def test_the_code_of_the_denoising_page_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "denoising.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(block, "denoising.md", "exec"), {})
