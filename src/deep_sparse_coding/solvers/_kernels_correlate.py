@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -20,13 +19,14 @@ from numpy.typing import NDArray
 
 from deep_sparse_coding.kernel_cache import forget_stale_kernels
 
+from ._kernels_jit import image_jit
+
 forget_stale_kernels()
 
 Reals = NDArray[Any]  # float32 or float64: every pass is compiled for the precision it is called in
 Integers = NDArray[np.int64]
 
-# No promises about inf and NaN: weights may be inf. Sums may be reordered: that is what makes them vectors.
-jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+jit: Any = image_jit
 _intrinsic: Any = intrinsic
 
 _WIDE = llvm.get_host_cpu_features().get("avx512f", False)

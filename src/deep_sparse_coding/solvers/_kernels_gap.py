@@ -1,11 +1,6 @@
 """Compiled measures of how far codes are from the best: ratios |g_j|/w_j, the duality gap, KKT violations.
 
-from deep_sparse_coding.kernel_cache import forget_stale_kernels
-
-forget_stale_kernels()
-
-The parts of `_kernels_dense.py` that look at gradients. numba's cache on disk looks at the calling function's file
-only: after a change here, touch that file too.
+The parts of `_kernels_dense.py` that look at gradients.
 """
 
 from __future__ import annotations
@@ -15,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_jit import jit
 from ._kernels_support import Floats, Indices, dot, fetch
+
+forget_stale_kernels()
 
 GROUPS = 64  # of atoms j, j + 64, …; the largest ratio of each is known, so that a search passes over the others
 SLACK = 1e-13  # relative excess of |g_j| over w_j that counts as rounding

@@ -1,9 +1,5 @@
 """Compiled orthogonal matching pursuit for dense dictionaries: correlations from the Gram matrix, a growing factor.
 
-from deep_sparse_coding.kernel_cache import forget_stale_kernels
-
-forget_stale_kernels()
-
 Atoms have norm one here. For every signal neither the residual nor the orthonormal directions q_t of the chosen atoms
 are formed, only ``u_t = Dᵀq_t = (G_k - Σ_a u_a[k] u_a)/ρ_t``: then ``Dᵀr`` falls by ``z_t u_t`` with
 ``z_t = d_kᵀr/ρ_t``, and ``‖r‖²`` by ``z_t²``.
@@ -25,9 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
 from ._kernels_codes import CHUNK, in_chunks, residual_energy
 from ._kernels_jit import entry, jit, uncollected
 from ._kernels_support import Floats, Singles, correlate, dot, row_length, subtract_rows
+
+forget_stale_kernels()
 
 _BLOCK = 16  # signals whose correlations are computed together
 _SPAN = 1e-12  # a squared pivot below this: the atom lies in the span of those chosen

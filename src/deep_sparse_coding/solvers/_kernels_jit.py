@@ -1,4 +1,4 @@
-"""How dense kernels are compiled: those that Python calls, those that only kernels call, without long waits."""
+"""How kernels are compiled: those of images, dense ones that Python calls, and dense ones that only kernels call."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from deep_sparse_coding.kernel_cache import forget_stale_kernels
 forget_stale_kernels()
 
 _njit: Any = numba.njit  # its declared types know no options
-_OPTIONS: dict[str, Any] = {
+# No promises about inf and NaN: weights may be inf. Sums may be reordered: that is what makes them vectors.
+_COMMON: dict[str, Any] = {
     "cache": True,
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc", "nsz"},
+}
+_OPTIONS: dict[str, Any] = {
+    **_COMMON,
     "no_cfunc_wrapper": True,
     "no_rewrites": True,  # of array expressions, of which there are none
 }
 
+#: For kernels of images, convolutional ones, whoever calls them.
+image_jit: Any = _njit(**_COMMON)
 #: For kernels that Python calls.
 entry: Any = _njit(**_OPTIONS)
 #: For functions that only kernels call: unpacking arguments from Python takes as long to compile as the work itself.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -21,6 +20,8 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 from deep_sparse_coding.kernel_cache import forget_stale_kernels
+
+from ._kernels_jit import image_jit
 
 forget_stale_kernels()
 
@@ -70,8 +71,7 @@ class Lines(NamedTuple):
     codes: int
 
 
-# No inf and NaN promises: weights may be inf. Sums may be reordered: that is what makes them vectors.
-jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+jit: Any = image_jit
 
 _intrinsic: Any = intrinsic
 _FUSE = ("contract",)

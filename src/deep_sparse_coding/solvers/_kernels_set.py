@@ -1,7 +1,6 @@
 """Compiled work on the working set: its compact Gram matrix, which grows and is cut down, and sweeps over it.
 
-The parts that `_kernels_dense.py` puts together. numba's cache on disk looks at the calling function's file only:
-after a change here, touch that file too.
+The parts that `_kernels_dense.py` puts together.
 """
 
 from __future__ import annotations

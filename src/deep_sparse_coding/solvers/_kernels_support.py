@@ -1,7 +1,6 @@
 """Compiled linear algebra on the active set: Gram rows, a Cholesky factor that grows and shrinks, sweeps.
 
-The parts that `_kernels_dense.py` puts together. numba's cache on disk looks at the calling function's file only:
-after a change here, touch that file too.
+The parts that `_kernels_dense.py` puts together.
 """
 
 from __future__ import annotations
