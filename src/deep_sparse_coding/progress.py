@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import missing_extra
+from .errors import missing_extra
 
 if TYPE_CHECKING:
     from rich.console import Console

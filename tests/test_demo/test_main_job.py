@@ -16,7 +16,7 @@ import torch
 import deep_sparse_coding as dsc
 from deep_sparse_coding.demo import PRESETS, DemoResult, run_demo
 from deep_sparse_coding.demo.digits import run_digits
-from deep_sparse_coding.demo.progress import Stages
+from deep_sparse_coding.progress import Stages
 
 SECTIONS = ("photograph", "atoms", "codes", "gap", "proofs", "network", "digits", "made")
 

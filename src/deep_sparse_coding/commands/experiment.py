@@ -126,7 +126,7 @@ def _run(experiment: Experiment, form: Any) -> None:
     if form.dry_run:
         _print_plan(job)
         return
-    from ..demo.progress import Stages
+    from ..progress import Stages
 
     with contextlib.ExitStack() as stack:
         stages = stack.enter_context(Stages(quiet=form.quiet))

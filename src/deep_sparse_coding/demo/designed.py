@@ -11,8 +11,8 @@ from torch import Tensor
 from ..dictionaries import Cascade, ConvDictionary, place_sparsity, sample, stripe_sparsity
 from ..guarantees import Guarantee, equivalence, uniqueness
 from ..networks import CompiledCNN, codes_by_depth, to_cnn
+from ..progress import Stages
 from .photograph import guarantee_summary
-from .progress import Stages
 from .settings import DemoSettings
 
 # The class of signals: non-zeros per stripe and layer, non-zeros of x_1 under an atom of layer 2, largest entry.

@@ -17,8 +17,8 @@ from torch.nn.utils import skip_init
 
 from ..dictionaries.random import generator
 from ..errors import missing_extra
+from ..progress import Stages
 from ..sparsity import ActivationPenalty, Probe, SparsityReport
-from .progress import Stages
 from .settings import DemoSettings
 
 _TEST = 597

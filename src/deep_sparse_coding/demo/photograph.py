@@ -16,8 +16,8 @@ from ..errors import missing_extra
 from ..guarantees import Guarantee, Posterior, equivalence, posterior, uniqueness
 from ..learning import LearningProgress, LearningResult, contrast_normalize, learn
 from ..problems import JointLasso
+from ..progress import Stages
 from ..solvers import Progress, Solution, solve
-from .progress import Stages
 from .settings import DemoSettings
 
 # Width of the Gaussian window of the local mean, in pixels.

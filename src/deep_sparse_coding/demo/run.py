@@ -18,13 +18,13 @@ from ..checks import require_integer
 from ..dictionaries.random import generator
 from ..errors import FileFormatError, missing_extra
 from ..files import write_whole
+from ..progress import Stages
 from ..report import write
 from .designed import run_designed
 from .digits import run_digits
 from .hero import hero_png
 from .pages import build
 from .photograph import run_photograph
-from .progress import Stages
 from .results import Results
 from .settings import preset
 from .words import percent, power
