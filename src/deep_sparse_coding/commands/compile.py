@@ -39,6 +39,8 @@ def compile_model(
 
     import deep_sparse_coding as dsc
 
+    from ..dictionaries.cascade import as_cascade
+
     dictionary = dsc.load(model)
     net = dsc.to_cnn(
         dictionary,
@@ -51,7 +53,7 @@ def compile_model(
         activation=activation,
         max_kernel=max_kernel,
     )
-    cascade = dictionary if isinstance(dictionary, dsc.Cascade) else dsc.Cascade([dictionary])
+    cascade = as_cascade(dictionary)
     first = cascade.layers[0]
     shape: tuple[int, ...] = (1, first.weight.shape[0])
     if isinstance(first, dsc.ConvDictionary):

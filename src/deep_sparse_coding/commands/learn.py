@@ -67,10 +67,7 @@ def learn(
         print(f"{len(pictures)} images, {pixels:.3g} megapixels, scaled to [0, 1]", flush=True)
 
     def report(seen: LearningProgress) -> None:
-        line = f"layer {seen.layer}/{seen.layers} · epoch {seen.epoch}/{seen.epochs} · objective {seen.objective:.6g}"
-        if seen.heldout == seen.heldout:
-            line += f" · held out {seen.heldout:.6g}"
-        print(f"{line} · {100 * seen.density:.2f} % non-zeros · {seen.seconds_left:.0f} s left", flush=True)
+        print(seen, flush=True)
 
     depth = len(atoms)
     limits = None if nonzeros is None or depth == 1 else (None,) + (nonzeros,) * (depth - 1)

@@ -40,11 +40,12 @@ def solve(
 
     import deep_sparse_coding as dsc
 
+    from ..dictionaries.cascade import as_cascade
     from ..images import find_images, read_images
     from ..solvers.files import save_codes
 
     dictionary = dsc.load(model)
-    cascade = dictionary if isinstance(dictionary, dsc.Cascade) else dsc.Cascade([dictionary])
+    cascade = as_cascade(dictionary)
     first = cascade.layers[0]
     if not isinstance(first, dsc.ConvDictionary):
         raise dsc.DictionaryError(f"{model} begins with {first!r}; expected convolutional layers to code pictures with")

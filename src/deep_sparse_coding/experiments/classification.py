@@ -16,7 +16,7 @@ from .data import LabelledImages, draw_cifar10, hold_out, read_cifar10
 from .experiment import Experiment, Measure, Part, Run
 from .store import Record
 from .training.matched import matched_differences
-from .training.parts import Splits, choices, chosen_by_validation, once, penalty_of, train_part
+from .training.parts import Splits, choices, chosen_by_validation, folder_of, once, penalty_of, train_part
 from .training.pictures import ACCURACY, LOSS, PENALTY, ZEROS, draw_curves, draw_layers, draw_tradeoff
 from .training.settings import TrainSettings
 
@@ -81,12 +81,7 @@ def run_classification(config: ClassificationConfig, run: Run) -> Mapping[str, A
 
 
 def _read(config: ClassificationConfig, run: Run) -> Splits:
-    if config.drawn:
-        folder = draw_cifar10(run.folder / "drawn", train=400, test=200)
-    elif run.data is None:
-        raise ParameterError(f"this preset trains on data, and none was given; expected --data FOLDER with {_DATA}")
-    else:
-        folder = run.data
+    folder = draw_cifar10(run.folder / "drawn", train=400, test=200) if config.drawn else folder_of(run, _DATA)
     whole = not config.drawn
     run.say(f"reading {folder}")
     every = read_cifar10(folder, "train", complete=whole)

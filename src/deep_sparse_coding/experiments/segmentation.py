@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ParameterError
 from .data import draw_camvid, draw_dut_omron, hold_out, read_camvid, read_dut_omron
 from .experiment import Experiment, Measure, Part, Run
 from .store import Record
 from .training.matched import matched_differences
-from .training.parts import Splits, choices, chosen_by_validation, once, penalty_of, train_part
+from .training.parts import Splits, choices, chosen_by_validation, folder_of, once, penalty_of, train_part
 from .training.pictures import IOU, LOSS, PENALTY, ZEROS, draw_curves, draw_layers, draw_masks, draw_tradeoff
 from .training.settings import TrainSettings, require_word
 
@@ -102,11 +101,8 @@ def _read(config: SegmentationConfig, run: Run) -> Splits:
             draw_dut_omron(folder, count=40, size=size)
         else:
             draw_camvid(folder, train=24, val=8, test=8, size=size)
-    elif run.data is None:
-        what = _OMRON if omron else _CAMVID
-        raise ParameterError(f"this preset trains on data, and none was given; expected --data FOLDER with {what}")
     else:
-        folder = run.data
+        folder = folder_of(run, _OMRON if omron else _CAMVID)
     run.say(f"reading {folder}")
     if omron:
         every = read_dut_omron(folder, size, complete=whole)

@@ -12,6 +12,7 @@ from ..checks import require_number
 from ..dictionaries import Cascade, Dictionary
 from ..dictionaries.cascade import as_cascade
 from ..errors import ParameterError, ShapeError
+from ..learning.preprocess import gaussian_window, mirrored
 from ..solvers import Solution
 
 KINDS = ("energy", "surprise")
@@ -89,13 +90,7 @@ def anomaly_map(
 def _window(values: Tensor, sigma: float, axes: int) -> Tensor:
     """Return values under a Gaussian window along the last axes, mirrored at the border."""
     reach = max(1, math.ceil(4 * sigma))
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    window = torch.exp(-0.5 * (offsets / sigma).square())
-    window = (window / window.sum()).to(values)
+    window = gaussian_window(sigma, reach).to(values)
     for axis in range(-axes, 0):
-        length = values.shape[axis]
-        places = torch.arange(-reach, length + reach) % (2 * length)
-        places = torch.where(places < length, places, 2 * length - 1 - places).to(values.device)
-        wide = values.index_select(axis, places)
-        values = (wide.unfold(axis, 2 * reach + 1, 1) * window).sum(-1)
+        values = (mirrored(values, axis, reach).unfold(axis, 2 * reach + 1, 1) * window).sum(-1)
     return values

@@ -55,18 +55,28 @@ def contrast_normalize(images: Tensor, sigma: float = 3.0, *, floor: float = 0.5
     return (centered / scale).reshape(images.shape)
 
 
+def gaussian_window(sigma: float, reach: int) -> Tensor:
+    """Return the weights ``∝ exp(-t²/(2σ²))`` for ``|t| ≤ reach``, float64, with sum 1."""
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    window = torch.exp(-0.5 * (offsets / sigma).square())
+    return window / window.sum()
+
+
+def mirrored(values: Tensor, axis: int, reach: int) -> Tensor:
+    """Return values continued by `reach` entries on both sides of an axis, mirrored at the border."""
+    length = values.shape[axis]
+    # As often as it takes: a window may be wider than the image.
+    places = torch.arange(-reach, length + reach) % (2 * length)
+    places = torch.where(places < length, places, 2 * length - 1 - places).to(values.device)
+    return values.index_select(axis, places)
+
+
 def _blur(images: Tensor, sigma: float) -> Tensor:
     """Return images ``(n, 1, H, W)`` under a Gaussian window, mirrored at the border."""
+    reach = max(1, math.ceil(3 * sigma))
+    window = gaussian_window(sigma, reach).to(images)
     for axis in (2, 3):
-        length = images.shape[axis]
-        reach = max(1, math.ceil(3 * sigma))
-        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
-        window = torch.exp(-0.5 * (offsets / sigma).square())
-        window = (window / window.sum()).to(images)
-        # Mirrored as often as it takes: a window may be wider than the image.
-        places = torch.arange(-reach, length + reach) % (2 * length)
-        places = torch.where(places < length, places, 2 * length - 1 - places).to(images.device)
-        wide = images.index_select(axis, places)
+        wide = mirrored(images, axis, reach)
         shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
         images = F.conv2d(wide, window.reshape(shape))
     return images

@@ -40,6 +40,12 @@ class LearningProgress:
     seconds: float = 0.0
     seconds_left: float = 0.0
 
+    def __str__(self) -> str:
+        line = f"layer {self.layer}/{self.layers} · epoch {self.epoch}/{self.epochs} · objective {self.objective:.6g}"
+        if not math.isnan(self.heldout):
+            line += f" · held out {self.heldout:.6g}"
+        return f"{line} · {100 * self.density:.2f} % non-zeros · {self.seconds_left:.0f} s left"
+
 
 @dataclass(frozen=True)
 class LearningHistory:

@@ -49,8 +49,7 @@ def learn_pretrained(recipe: Recipe, *, quiet: bool = True) -> tuple[LearningRes
     deep = len(recipe.atoms) > 1
 
     def report(seen: LearningProgress) -> None:
-        line = f"layer {seen.layer}/{seen.layers} · epoch {seen.epoch}/{seen.epochs} · objective {seen.objective:.6g}"
-        print(f"{line} · {100 * seen.density:.2f} % non-zeros · {seen.seconds_left:.0f} s left", flush=True)
+        print(seen, flush=True)
 
     result = learn(
         training_data(recipe),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import Cascade, CompiledCNN, CompiledTransformer, Dictionary, codes_by_depth
+from ..experiment import Measure
 from ..figures import BLUE, INK, ORANGE
 from .adversary import SignalClass, drive, errors_by_depth
 
@@ -70,6 +71,16 @@ def measure_curves(
         },
     }
 
+
+# What is told of every curve; see the "measures" of `measure_curves`.
+CURVE_MEASURES = (
+    Measure("signals", "random signals", 0),
+    Measure("bound", "bound at the end", 1, "lower", scientific=True),
+    Measure("random", "worst random error", 1, "lower", scientific=True),
+    Measure("driven", "worst error found", 1, "lower", scientific=True),
+    Measure("tightness_end", "worst / bound, %", 1, "higher"),
+    Measure("violations", "bounds violated", 0, "lower"),
+)
 
 # What is equal stays visible: a wide line, a thin one on it, dashes on top.
 CURVES = (

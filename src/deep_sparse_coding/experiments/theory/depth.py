@@ -15,7 +15,7 @@ from ..experiment import Experiment, Measure, Part, Run
 from ..figures import MUTED, new_figure, save_figure, style
 from ..store import Record
 from .adversary import SignalClass
-from .curves import draw_curves, measure_curves
+from .curves import CURVE_MEASURES, draw_curves, measure_curves
 
 SETTINGS = ("one layer", "layerwise", "interleaved")
 _TITLES = {
@@ -134,14 +134,6 @@ DEPTH = Experiment(
     ),
     run=run_depth,
     draw=draw_depth,
-    measures=(
-        Measure("depth", "linear layers", 0),
-        Measure("signals", "random signals", 0),
-        Measure("bound", "bound at the end", 1, "lower", scientific=True),
-        Measure("random", "worst random error", 1, "lower", scientific=True),
-        Measure("driven", "worst error found", 1, "lower", scientific=True),
-        Measure("tightness_end", "worst / bound, %", 1, "higher"),
-        Measure("violations", "bounds violated", 0, "lower"),
-    ),
+    measures=(Measure("depth", "linear layers", 0), *CURVE_MEASURES),
     settings=lambda config: SETTINGS,
 )

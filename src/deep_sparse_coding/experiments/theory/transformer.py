@@ -16,7 +16,7 @@ from ..experiment import Experiment, Measure, Part, Run
 from ..figures import MUTED, SERIES, line_with_range, new_figure, save_figure, style
 from ..store import Record
 from .adversary import SignalClass
-from .curves import measure_curves
+from .curves import CURVE_MEASURES, measure_curves
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,6 @@ TRANSFORMER = Experiment(
     ),
     run=run_transformer,
     draw=draw_transformer,
-    measures=(
-        Measure("temperature", "temperature", 1),
-        Measure("signals", "random signals", 0),
-        Measure("bound", "bound at the end", 1, "lower", scientific=True),
-        Measure("random", "worst random error", 1, "lower", scientific=True),
-        Measure("driven", "worst error found", 1, "lower", scientific=True),
-        Measure("tightness_end", "worst / bound, %", 1, "higher"),
-        Measure("violations", "bounds violated", 0, "lower"),
-    ),
+    measures=(Measure("temperature", "temperature", 1), *CURVE_MEASURES),
     settings=lambda config: config.tolerances,
 )

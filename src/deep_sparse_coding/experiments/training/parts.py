@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ...errors import ParameterError
 from ..data import SegmentedImages
-from ..experiment import Part
+from ..experiment import Part, Run
 from ..models import build
 from .evaluate import evaluate, predict_masks
 from .loop import train
@@ -30,6 +31,17 @@ class Splits:
     train: Images
     validation: Images
     test: Images
+
+
+def folder_of(run: Run, what: str) -> Path:
+    """Return where the data of a run lie.
+
+    Raises:
+        ParameterError: None were given; `what` says which are expected.
+    """
+    if run.data is None:
+        raise ParameterError(f"this preset trains on data, and none was given; expected --data FOLDER with {what}")
+    return run.data
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ...errors import HookError, NameMatchError, near_misses
-from ..measuring.table import aligned, number
+from ...errors import HookError
+from ..measuring.table import aligned, number, row_named
 from ..watching.running import Forward, call, device_of, evaluating, move
 
 _FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -78,11 +78,7 @@ class OperationReport:
         Raises:
             NameMatchError: There is no such layer in the report.
         """
-        for row in self.layers:
-            if row.name == name:
-                return row
-        known = [row.name for row in self.layers]
-        raise NameMatchError(f"the report has no layer {name!r}{near_misses(name, known)}; it has: {known}")
+        return row_named(self.layers, name)
 
     def __iter__(self) -> Iterator[LayerOperations]:
         return iter(self.layers)

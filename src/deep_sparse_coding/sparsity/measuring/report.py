@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...errors import FileFormatError, NameMatchError, ShapeError, near_misses
-from .table import aligned, number
+from ...errors import FileFormatError, ShapeError
+from .table import aligned, number, row_named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,11 +72,7 @@ class SparsityReport:
         Raises:
             NameMatchError: There is no such layer in the report.
         """
-        for row in self.layers:
-            if row.name == name:
-                return row
-        known = [row.name for row in self.layers]
-        raise NameMatchError(f"the report has no layer {name!r}{near_misses(name, known)}; it has: {known}")
+        return row_named(self.layers, name)
 
     def __iter__(self) -> Iterator[LayerSparsity]:
         return iter(self.layers)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from ...errors import NameMatchError, near_misses
 
 Cells = Sequence[str]
 
@@ -28,6 +31,31 @@ def aligned(head: Cells, rows: Sequence[Cells], last: Cells, *, texts: int = 2) 
     ]
     rule = "─" * max(len(line) for line in lines)
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+class Named(Protocol):
+    """A row with a name."""
+
+    @property
+    def name(self) -> str:
+        """What it is found by."""
+        ...
+
+
+Row = TypeVar("Row", bound=Named)
+
+
+def row_named(rows: Sequence[Row], name: str) -> Row:
+    """Return the row of one layer.
+
+    Raises:
+        NameMatchError: There is no such layer; the message lists near misses.
+    """
+    for row in rows:
+        if row.name == name:
+            return row
+    known = [row.name for row in rows]
+    raise NameMatchError(f"the report has no layer {name!r}{near_misses(name, known)}; it has: {known}")
 
 
 def number(value: float, form: str, unit: str = "") -> str:
